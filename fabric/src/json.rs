@@ -1,0 +1,611 @@
+//! JSON decoded by those rules of Go's `encoding/json` that existing configurations rely on.
+//!
+//! Network configurations, leases and CNI requests have been read by Go programs for a decade, and
+//! some are only right because Go is lenient: containerd spells `hostPort` as `HostPort`, and
+//! `{"mtu": null}` means what `{}` means. Here, at every level of nesting:
+//!
+//! - names of struct fields match whatever the case of their letters;
+//! - of several values for one field the last in the document counts;
+//! - `null` leaves the default of a struct field, as if the key were absent;
+//! - unknown keys are ignored, also where a type says `deny_unknown_fields`;
+//! - a list is no substitute for a struct.
+//!
+//! All other mismatches are errors that name the path, for example
+//! `delegate.mtu: expected u32, found string "1500"`.
+//!
+//! The rules act where serde asks for a struct. `#[serde(flatten)]`, untagged and internally tagged
+//! enums ask for a map instead and get the keys as they were written, like maps do.
+//! Nesting is limited to 128 levels, the limit of `serde_json`.
+
+use std::fmt;
+
+use serde::de::{
+    self, DeserializeOwned, DeserializeSeed, Deserializer, Expected, IntoDeserializer, MapAccess,
+    SeqAccess, Unexpected, Visitor,
+};
+use serde::{Deserialize, forward_to_deserialize_any};
+use serde_json::{Number, Value};
+
+/// Decodes one JSON document.
+///
+/// # Errors
+/// If `bytes` are not exactly one JSON document, or if that does not have the shape of `T`.
+pub fn from_slice<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
+    let mut parser = serde_json::Deserializer::from_slice(bytes);
+    let tree = Tree::deserialize(&mut parser)?;
+    parser.end()?;
+    T::deserialize(tree)
+}
+
+/// Decodes a part of a document that was kept as it was, such as the options of a backend.
+///
+/// # Errors
+/// If `value` does not have the shape of `T`.
+pub fn from_value<T: DeserializeOwned>(value: Value) -> Result<T, Error> {
+    T::deserialize(Tree::from(value))
+}
+
+/// Why a document could not be decoded, and where in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Error {
+    path: String,
+    reason: String,
+}
+
+impl Error {
+    fn inside(self, parent: &str) -> Self {
+        let joint = if self.path.is_empty() || self.path.starts_with('[') { "" } else { "." };
+        Self { path: format!("{parent}{joint}{}", self.path), reason: self.reason }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.path.is_empty() {
+            write!(f, "{}: ", self.path)?;
+        }
+        f.write_str(&self.reason)
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<serde_json::Error> for Error {
+    fn from(syntax: serde_json::Error) -> Self {
+        Self { path: String::new(), reason: syntax.to_string() }
+    }
+}
+
+impl de::Error for Error {
+    fn custom<T: fmt::Display>(reason: T) -> Self {
+        Self { path: String::new(), reason: reason.to_string() }
+    }
+
+    fn invalid_type(found: Unexpected<'_>, expected: &dyn Expected) -> Self {
+        Self::custom(format_args!("expected {expected}, found {}", Found(found)))
+    }
+
+    fn invalid_value(found: Unexpected<'_>, expected: &dyn Expected) -> Self {
+        Self::invalid_type(found, expected)
+    }
+}
+
+/// Calls things by their names in JSON, where serde has other words.
+struct Found<'a>(Unexpected<'a>);
+
+impl fmt::Display for Found<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Unexpected::Unit | Unexpected::Option => f.write_str("null"),
+            Unexpected::Map => f.write_str("an object"),
+            Unexpected::Seq => f.write_str("a list"),
+            other => other.fmt(f),
+        }
+    }
+}
+
+/// A document with the entries of its objects in their order, duplicates included.
+#[derive(Clone, Debug)]
+enum Tree {
+    Null,
+    Bool(bool),
+    Number(Number),
+    String(String),
+    List(Vec<Tree>),
+    Object(Vec<(String, Tree)>),
+}
+
+impl Tree {
+    fn mismatch<'de, V: Visitor<'de>>(&self, visitor: &V) -> Error {
+        let found = match self {
+            Self::Null => Unexpected::Unit,
+            Self::Bool(value) => Unexpected::Bool(*value),
+            Self::Number(_) => Unexpected::Other("a number"),
+            Self::String(value) => Unexpected::Str(value),
+            Self::List(_) => Unexpected::Seq,
+            Self::Object(_) => Unexpected::Map,
+        };
+        de::Error::invalid_type(found, visitor)
+    }
+}
+
+impl From<Value> for Tree {
+    fn from(value: Value) -> Self {
+        match value {
+            Value::Null => Self::Null,
+            Value::Bool(value) => Self::Bool(value),
+            Value::Number(value) => Self::Number(value),
+            Value::String(value) => Self::String(value),
+            Value::Array(list) => Self::List(list.into_iter().map(Self::from).collect()),
+            Value::Object(map) => {
+                Self::Object(map.into_iter().map(|(key, value)| (key, value.into())).collect())
+            }
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Tree {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(TreeVisitor)
+    }
+}
+
+struct TreeVisitor;
+
+impl<'de> Visitor<'de> for TreeVisitor {
+    type Value = Tree;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any JSON value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Tree, E> {
+        Ok(Tree::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Tree, E> {
+        Ok(Tree::Bool(value))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Tree, E> {
+        Ok(Tree::Number(value.into()))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Tree, E> {
+        Ok(Tree::Number(value.into()))
+    }
+
+    fn visit_f64<E: de::Error>(self, value: f64) -> Result<Tree, E> {
+        Number::from_f64(value).map(Tree::Number).ok_or_else(|| E::custom("number out of range"))
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Tree, E> {
+        Ok(Tree::String(value.to_owned()))
+    }
+
+    fn visit_string<E>(self, value: String) -> Result<Tree, E> {
+        Ok(Tree::String(value))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Tree, A::Error> {
+        let mut list = Vec::new();
+        while let Some(element) = elements.next_element()? {
+            list.push(element);
+        }
+        Ok(Tree::List(list))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Tree, A::Error> {
+        let mut object = Vec::new();
+        while let Some(entry) = entries.next_entry()? {
+            object.push(entry);
+        }
+        Ok(Tree::Object(object))
+    }
+}
+
+impl<'de> Deserializer<'de> for Tree {
+    type Error = Error;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        match self {
+            Self::Null => visitor.visit_unit(),
+            Self::Bool(value) => visitor.visit_bool(value),
+            Self::Number(value) => visit_number(&value, visitor),
+            Self::String(value) => visitor.visit_string(value),
+            Self::List(list) => visitor.visit_seq(Elements { rest: list.into_iter(), index: 0 }),
+            Self::Object(entries) => visit_entries(entries, visitor),
+        }
+    }
+
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        match self {
+            Self::Null => visitor.visit_none(),
+            some => visitor.visit_some(some),
+        }
+    }
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        match self {
+            Self::Object(entries) => visit_entries(fields_of(entries, fields), visitor),
+            Self::Null => visit_entries(fields_of(Vec::new(), fields), visitor),
+            other => Err(other.mismatch(&visitor)),
+        }
+    }
+
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        visitor.visit_newtype_struct(self)
+    }
+
+    /// Only variants without content exist in what we read.
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        _variants: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        match self {
+            Self::String(variant) => visitor.visit_enum(variant.into_deserializer()),
+            other => Err(other.mismatch(&visitor)),
+        }
+    }
+
+    fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        visitor.visit_unit()
+    }
+
+    forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string
+        bytes byte_buf unit unit_struct seq tuple tuple_struct map identifier
+    }
+}
+
+fn visit_number<'de, V: Visitor<'de>>(number: &Number, visitor: V) -> Result<V::Value, Error> {
+    if let Some(value) = number.as_u64() {
+        visitor.visit_u64(value)
+    } else if let Some(value) = number.as_i64() {
+        visitor.visit_i64(value)
+    } else {
+        visitor.visit_f64(number.as_f64().unwrap_or(f64::NAN))
+    }
+}
+
+fn visit_entries<'de, V, K>(entries: Vec<(K, Tree)>, visitor: V) -> Result<V::Value, Error>
+where
+    V: Visitor<'de>,
+    K: AsRef<str>,
+{
+    visitor.visit_map(Entries { rest: entries.into_iter(), current: None })
+}
+
+/// Chooses what a struct with these `fields` gets to see of `entries`: the last value that is not
+/// null for each field, under the field's own name.
+fn fields_of(
+    entries: Vec<(String, Tree)>,
+    fields: &'static [&'static str],
+) -> Vec<(&'static str, Tree)> {
+    let mut chosen: Vec<(&'static str, Tree)> = Vec::new();
+    for (key, value) in entries {
+        let Some(field) = field_named(&key, fields) else { continue };
+        if matches!(value, Tree::Null) {
+            continue;
+        }
+        match chosen.iter_mut().find(|(name, _)| *name == field) {
+            Some((_, earlier)) => *earlier = value,
+            None => chosen.push((field, value)),
+        }
+    }
+    chosen
+}
+
+/// An exact match goes first: two fields may differ in nothing but case.
+fn field_named(key: &str, fields: &[&'static str]) -> Option<&'static str> {
+    let exact = fields.iter().find(|field| **field == key);
+    exact.or_else(|| fields.iter().find(|field| same_but_for_case(key, field))).copied()
+}
+
+/// Compares as Go does, by the simple case folding of Unicode, in which two characters beyond ASCII
+/// are the same as a letter of ASCII. Field names are ASCII.
+fn same_but_for_case(key: &str, field: &str) -> bool {
+    let fold = |c: char| match c {
+        '\u{17f}' => 's',  // long s
+        '\u{212a}' => 'k', // Kelvin sign
+        other => other.to_ascii_lowercase(),
+    };
+    key.chars().map(fold).eq(field.chars().map(fold))
+}
+
+/// The entries of an object, of which `current` waits for its value to be asked for.
+struct Entries<K> {
+    rest: std::vec::IntoIter<(K, Tree)>,
+    current: Option<(K, Tree)>,
+}
+
+impl<'de, K: AsRef<str>> MapAccess<'de> for Entries<K> {
+    type Error = Error;
+
+    fn next_key_seed<S: DeserializeSeed<'de>>(
+        &mut self,
+        seed: S,
+    ) -> Result<Option<S::Value>, Error> {
+        self.current = self.rest.next();
+        let Some((key, _)) = &self.current else { return Ok(None) };
+        seed.deserialize(key.as_ref().into_deserializer()).map(Some)
+    }
+
+    fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, Error> {
+        let (key, value) = self.current.take().expect("serde asks for a key before its value");
+        seed.deserialize(value).map_err(|error: Error| error.inside(key.as_ref()))
+    }
+
+    fn size_hint(&self) -> Option<usize> {
+        Some(self.rest.len())
+    }
+}
+
+struct Elements {
+    rest: std::vec::IntoIter<Tree>,
+    index: usize,
+}
+
+impl<'de> SeqAccess<'de> for Elements {
+    type Error = Error;
+
+    fn next_element_seed<S: DeserializeSeed<'de>>(
+        &mut self,
+        seed: S,
+    ) -> Result<Option<S::Value>, Error> {
+        let Some(element) = self.rest.next() else { return Ok(None) };
+        let index = self.index;
+        self.index += 1;
+        let named = |error: Error| error.inside(&format!("[{index}]"));
+        seed.deserialize(element).map(Some).map_err(named)
+    }
+
+    fn size_hint(&self) -> Option<usize> {
+        Some(self.rest.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+    use serde::Serialize;
+
+    use super::*;
+
+    #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+    #[serde(default, rename_all = "camelCase")]
+    struct Conf {
+        name: String,
+        mtu: u32,
+        weight: f64,
+        signed: i16,
+        hairpin_mode: Option<bool>,
+        skip: bool,
+        mode: Mode,
+        delegate: Option<Box<Conf>>,
+        ports: Vec<Port>,
+        raw: Value,
+        labels: BTreeMap<String, String>,
+    }
+
+    #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Port {
+        host_port: u16,
+        #[serde(default, rename = "hostIP")]
+        host_ip: String,
+    }
+
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+    #[serde(rename_all = "lowercase")]
+    enum Mode {
+        #[default]
+        Access,
+        Trunk,
+    }
+
+    fn decode(text: &str) -> Result<Conf, String> {
+        from_slice(text.as_bytes()).map_err(|error| error.to_string())
+    }
+
+    fn conf(change: impl FnOnce(&mut Conf)) -> Conf {
+        let mut conf = Conf::default();
+        change(&mut conf);
+        conf
+    }
+
+    #[test]
+    fn go_is_lenient_and_so_are_we() {
+        let port = |host_port| Port { host_port, host_ip: String::new() };
+        let nested = |mtu| Some(Box::new(conf(|c| c.mtu = mtu)));
+        let table: Vec<(&str, Conf)> = vec![
+            ("{}", Conf::default()),
+            ("null", Conf::default()),
+            (" {\"mtu\": 1450}\n", conf(|c| c.mtu = 1450)),
+            (r#"{"MTU": 1450}"#, conf(|c| c.mtu = 1450)),
+            (r#"{"HairpinMode": true}"#, conf(|c| c.hairpin_mode = Some(true))),
+            (r#"{"delegate": {"Mtu": 9}}"#, conf(|c| c.delegate = nested(9))),
+            (r#"{"Ports": [{"HostPort": 80}]}"#, conf(|c| c.ports = vec![port(80)])),
+            (
+                r#"{"ports": [{"hostPort": 80, "HostIP": null}]}"#,
+                conf(|c| c.ports = vec![port(80)]),
+            ),
+            (r#"{"mtu": 1, "mtu": 2}"#, conf(|c| c.mtu = 2)),
+            (r#"{"mtu": 1, "MTU": 2}"#, conf(|c| c.mtu = 2)),
+            (r#"{"MTU": 1, "mtu": 2}"#, conf(|c| c.mtu = 2)),
+            (r#"{"mtu": 1, "mtu": null}"#, conf(|c| c.mtu = 1)),
+            (r#"{"mtu": null}"#, Conf::default()),
+            (r#"{"hairpinMode": null, "raw": null, "ports": null}"#, Conf::default()),
+            (r#"{"mode": "trunk"}"#, conf(|c| c.mode = Mode::Trunk)),
+            (r#"{"unknown": {"mtu": "x"}, "": 0}"#, Conf::default()),
+            ("{\"\u{17f}\u{212a}ip\": true}", conf(|c| c.skip = true)),
+            (r#"{"weight": 3}"#, conf(|c| c.weight = 3.0)),
+        ];
+        for (text, expected) in table {
+            assert_eq!(decode(text), Ok(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn keys_of_maps_are_kept_as_they_are() {
+        let conf = decode(r#"{"labels": {"A": "1", "a": "2", "a": "3"}, "raw": {"B": null}}"#);
+        let conf = conf.unwrap();
+        assert_eq!(conf.labels, BTreeMap::from([("A", "1"), ("a", "3")].map(owned)));
+        assert_eq!(conf.raw, serde_json::json!({"B": null}));
+    }
+
+    fn owned((key, value): (&str, &str)) -> (String, String) {
+        (key.to_owned(), value.to_owned())
+    }
+
+    #[test]
+    fn an_exact_name_goes_before_a_similar_one() {
+        assert_eq!(field_named("ip", &["IP", "ip"]), Some("ip"));
+        assert_eq!(field_named("Ip", &["IP", "ip"]), Some("IP"));
+        assert_eq!(field_named("ipv", &["IP", "ip"]), None);
+    }
+
+    #[test]
+    fn mismatches_name_the_path() {
+        let table = [
+            (r#"{"mtu": "1500"}"#, "mtu: expected u32, found string \"1500\""),
+            (r#"{"mtu": 1.5}"#, "mtu: expected u32, found floating point `1.5`"),
+            (r#"{"mtu": -1}"#, "mtu: expected u32, found integer `-1`"),
+            (r#"{"mtu": 1e3}"#, "mtu: expected u32, found floating point `1000.0`"),
+            (r#"{"mtu": 4294967296}"#, "mtu: expected u32, found integer `4294967296`"),
+            (r#"{"delegate": {"MTU": true}}"#, "delegate.mtu: expected u32, found boolean `true`"),
+            (r#"{"delegate": []}"#, "delegate: expected struct Conf, found a list"),
+            (r#"{"delegate": 4}"#, "delegate: expected struct Conf, found a number"),
+            (r#"{"hairpinMode": {}}"#, "hairpinMode: expected a boolean, found an object"),
+            (r#"{"name": []}"#, "name: expected a string, found a list"),
+            (r#"{"ports": {}}"#, "ports: expected a sequence, found an object"),
+            (
+                r#"{"ports": [{"hostPort": 1}, {"hostPort": 65536}]}"#,
+                "ports[1].hostPort: expected u16, found integer `65536`",
+            ),
+            (r#"{"ports": [{}]}"#, "ports[0]: missing field `hostPort`"),
+            (r#"{"labels": {"a": null}}"#, "labels.a: expected a string, found null"),
+            (r#"{"mode": "both"}"#, "mode: unknown variant `both`, expected `access` or `trunk`"),
+            (r#"{"mode": {"trunk": 1}}"#, "mode: expected enum Mode, found an object"),
+        ];
+        for (text, expected) in table {
+            assert_eq!(decode(text), Err(expected.to_owned()), "{text}");
+        }
+    }
+
+    #[test]
+    fn anything_but_one_document_is_an_error() {
+        let deep = format!("{}{}", "[".repeat(200), "]".repeat(200));
+        for text in
+            ["", " ", "{", "{} {}", "{} x", "{'a': 1}", "{\"mtu\": 01}", "\u{feff}{}", &deep]
+        {
+            assert!(decode(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_part_kept_as_it_was_follows_the_same_rules() {
+        let value = serde_json::json!({"MTU": 7, "Name": null, "delegate": {"Skip": true}});
+        let expected = conf(|c| {
+            c.mtu = 7;
+            c.delegate = Some(Box::new(conf(|c| c.skip = true)));
+        });
+        assert_eq!(from_value(value), Ok(expected));
+    }
+
+    /// Any JSON without null, whose meaning differs on purpose.
+    fn any_value() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<u64>().prop_map(Value::from),
+            (0..70_000_u32).prop_map(Value::from),
+            (-1e9..1e9_f64).prop_map(Value::from),
+            prop_oneof![Just("trunk".to_owned()), ".{0,6}"].prop_map(Value::from),
+        ];
+        leaf.prop_recursive(4, 24, 4, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::btree_map(any_key(), inner, 0..4)
+                    .prop_map(|map| Value::Object(map.into_iter().collect())),
+            ]
+        })
+    }
+
+    fn any_key() -> impl Strategy<Value = String> {
+        let known = ["name", "mtu", "weight", "signed", "hairpinMode", "skip", "mode", "delegate"];
+        let more = ["ports", "raw", "labels", "hostPort", "hostIP", "zzz", "\u{e9}"];
+        prop::sample::select([known.as_slice(), more.as_slice()].concat()).prop_map(str::to_owned)
+    }
+
+    fn agrees_with_serde_json<T>(value: &Value) -> Result<(), TestCaseError>
+    where
+        T: DeserializeOwned + PartialEq + fmt::Debug,
+    {
+        let text = serde_json::to_vec(value).unwrap();
+        let ours = from_slice::<T>(&text).map_err(|_error| ());
+        let theirs = serde_json::from_slice::<T>(&text).map_err(|_error| ());
+        prop_assert_eq!(ours, theirs);
+        Ok(())
+    }
+
+    proptest! {
+        #[test]
+        fn without_such_tricks_the_result_is_that_of_serde_json(value in any_value()) {
+            agrees_with_serde_json::<Value>(&value)?;
+            agrees_with_serde_json::<BTreeMap<String, u32>>(&value)?;
+            agrees_with_serde_json::<Vec<i16>>(&value)?;
+            if value.is_object() && !has_list_or_object_for_scalar(&value) {
+                agrees_with_serde_json::<Conf>(&value)?;
+            }
+        }
+
+        #[test]
+        fn no_input_makes_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+            let _ = from_slice::<Conf>(&bytes);
+        }
+
+        #[test]
+        fn what_was_written_is_read(mtu: u32, signed: i16, skip: bool, name in ".{0,9}") {
+            let conf = conf(|c| {
+                (c.mtu, c.signed, c.skip) = (mtu, signed, skip);
+                c.name = name;
+                c.delegate = Some(Box::default());
+            });
+            let text = serde_json::to_vec(&conf).unwrap();
+            prop_assert_eq!(from_slice(&text), Ok(conf));
+        }
+    }
+
+    /// `serde_json` also takes a list for a struct and an object for a variant.
+    fn has_list_or_object_for_scalar(value: &Value) -> bool {
+        match value {
+            Value::Object(map) => map.iter().any(|(key, inner)| {
+                let shape = match key.as_str() {
+                    "delegate" => inner.is_array(),
+                    "ports" => {
+                        inner.as_array().is_some_and(|list| list.iter().any(Value::is_array))
+                    }
+                    "mode" => inner.is_object(),
+                    _ => false,
+                };
+                shape || has_list_or_object_for_scalar(inner)
+            }),
+            Value::Array(list) => list.iter().any(has_list_or_object_for_scalar),
+            _ => false,
+        }
+    }
+}

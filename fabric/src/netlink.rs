@@ -1,0 +1,51 @@
+//! The only code that speaks rtnetlink (rtnetlink(7)).
+//!
+//! Everything is synchronous: requests to the kernel take microseconds, and one socket belongs to
+//! one thread. A socket stays in the network namespace in which it was opened.
+
+mod apply;
+mod interfaces;
+mod link_up;
+mod observe;
+mod socket;
+
+pub use apply::{ApplyError, apply};
+pub use interfaces::{DefaultRoute, Interface, InterfaceAddress, Inventory, route_to};
+pub use link_up::LinkMonitor;
+pub use observe::{Routes, Scope, observe};
+pub use socket::{NetlinkError, Refusal, Socket};
+
+use crate::netstate::NetState;
+use crate::plan::{Plan, diff};
+
+/// What [`converge`] did.
+#[derive(Debug)]
+pub struct Report {
+    /// The operations that were tried.
+    pub plan: Plan,
+    /// Those that failed. The others were done all the same.
+    pub failures: Vec<ApplyError>,
+}
+
+/// Makes `desired` true of everything in `scope`: observe, compare, apply.
+///
+/// Somebody else may change the same links at the same moment, for example two pods that both make
+/// the bridge. When an operation fails for such a reason, everything is compared once more.
+///
+/// # Errors
+/// If the state cannot be observed. Operations that the kernel refuses are in the report.
+pub fn converge(
+    socket: &mut Socket,
+    scope: &Scope,
+    desired: &NetState,
+) -> Result<Report, NetlinkError> {
+    let plan = diff(desired, &observe(socket, scope)?);
+    let failures = apply(socket, &plan);
+    if !failures.iter().any(ApplyError::is_race) {
+        return Ok(Report { plan, failures });
+    }
+    let rest = diff(desired, &observe(socket, scope)?);
+    let failures = apply(socket, &rest);
+    let ops = plan.ops.into_iter().chain(rest.ops).collect();
+    Ok(Report { plan: Plan { ops }, failures })
+}

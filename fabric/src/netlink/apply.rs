@@ -1,0 +1,397 @@
+//! Does what a plan says, many requests in one send.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, AsRawFd};
+
+use ipnetwork::IpNetwork;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_route::address::{
+    AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope,
+};
+use netlink_packet_route::link::{
+    InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, InfoVxlan,
+    LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use super::socket::{Request, Socket};
+use crate::link_name::LinkName;
+use crate::mac::MacAddr;
+use crate::netns::Netns;
+use crate::netstate::{Address, Link, LinkKind, Route, RouteKey, VethPeer, Vxlan};
+use crate::plan::{LinkChange, Op, Plan};
+use crate::sysctl;
+
+/// An operation that was not done.
+#[derive(Debug, thiserror::Error)]
+#[error("{op}: {reason}")]
+pub struct ApplyError {
+    /// What was tried.
+    pub op: Box<Op>,
+    /// The kernel's words (its extended acknowledgement, if there is one).
+    pub reason: String,
+    /// The kernel's error number, if it was the kernel that refused.
+    pub errno: Option<i32>,
+}
+
+impl ApplyError {
+    /// Whether somebody else made or removed something since it was observed.
+    pub fn is_race(&self) -> bool {
+        self.errno.is_some_and(|errno| errno == libc::EEXIST || GONE.contains(&errno))
+    }
+}
+
+/// How the kernel says that there is nothing of the kind.
+const GONE: [i32; 4] = [libc::ENOENT, libc::ENODEV, libc::ESRCH, libc::EADDRNOTAVAIL];
+
+/// Does every operation in order and returns those that failed; one failure does not stop the rest.
+/// To remove what is gone already is no failure.
+pub fn apply(socket: &mut Socket, plan: &Plan) -> Vec<ApplyError> {
+    let mut applier = Applier {
+        socket,
+        indices: BTreeMap::new(),
+        requests: Vec::new(),
+        queued: Vec::new(),
+        namespaces: Vec::new(),
+        failures: Vec::new(),
+    };
+    for op in &plan.ops {
+        if let Err(failure) = applier.queue(op) {
+            applier.fail(op, failure.to_string(), &failure);
+        }
+    }
+    applier.flush();
+    applier.failures
+}
+
+struct Applier<'a> {
+    socket: &'a mut Socket,
+    /// Numbers of the links that were asked for so far.
+    indices: BTreeMap<LinkName, u32>,
+    /// Not sent yet.
+    requests: Vec<Request>,
+    /// The operations that the requests come from.
+    queued: Vec<&'a Op>,
+    /// Namespaces that the requests refer to by descriptor.
+    namespaces: Vec<Netns>,
+    failures: Vec<ApplyError>,
+}
+
+impl<'a> Applier<'a> {
+    fn queue(&mut self, op: &'a Op) -> Result<(), io::Error> {
+        let request = match op {
+            Op::SetSysctl(key, value) => {
+                // The link whose parameter it is may still be in the queue.
+                self.flush();
+                return sysctl::write(key, value);
+            }
+            Op::AddLink(name, link) => self.add_link(*name, link)?,
+            Op::DelLink(name) => del_link(*name),
+            Op::SetLink(name, change) => self.set_link(*name, change)?,
+            Op::ReplaceAddress(address) => replace_address(self.index(address.link)?, address.ip),
+            Op::DelAddress(Address { link, ip }) => del_address(self.index(*link)?, *ip),
+            Op::ReplaceNeighbour(link, ip, mac) => replace_neighbour(self.index(*link)?, *ip, *mac),
+            Op::DelNeighbour(link, ip) => del_neighbour(self.index(*link)?, *ip),
+            Op::ReplaceFdbEntry(link, mac, vtep) => {
+                replace_fdb_entry(self.index(*link)?, *mac, *vtep)
+            }
+            Op::DelFdbEntry(link, mac, vtep) => del_fdb_entry(self.index(*link)?, *mac, *vtep),
+            Op::ReplaceRoute(key, route) => replace_route(self.index(route.link)?, key, route),
+            Op::DelRoute(key, route) => del_route(self.index(route.link)?, key, route),
+        };
+        if let Op::AddLink(name, _) | Op::DelLink(name) = op {
+            self.indices.remove(name);
+        }
+        self.requests.push(request);
+        self.queued.push(op);
+        Ok(())
+    }
+
+    fn flush(&mut self) {
+        let queued = std::mem::take(&mut self.queued);
+        let requests = std::mem::take(&mut self.requests);
+        if requests.is_empty() {
+            return;
+        }
+        match self.socket.execute(requests) {
+            Ok(results) => {
+                for (op, result) in queued.into_iter().zip(results) {
+                    if let Err(refusal) = result {
+                        self.fail(op, refusal.to_string(), &refusal.errno);
+                    }
+                }
+            }
+            Err(error) => {
+                queued.into_iter().for_each(|op| self.fail(op, error.to_string(), &error));
+            }
+        }
+        self.namespaces.clear();
+    }
+
+    fn fail(&mut self, op: &Op, reason: String, error: &io::Error) {
+        let errno = error.raw_os_error();
+        let gone = errno.is_some_and(|errno| GONE.contains(&errno));
+        if !(gone && op.is_removal()) {
+            self.failures.push(ApplyError { op: Box::new(op.clone()), reason, errno });
+        }
+    }
+
+    /// Returns the number of a link, which may be among those queued for creation.
+    fn index(&mut self, link: LinkName) -> io::Result<u32> {
+        if let Some(index) = self.indices.get(&link) {
+            return Ok(*index);
+        }
+        self.flush();
+        let found = self.socket.link_by_name(link).map_err(io::Error::other)?;
+        let index = found.ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))?.header.index;
+        self.indices.insert(link, index);
+        Ok(index)
+    }
+
+    fn add_link(&mut self, name: LinkName, link: &Link) -> io::Result<Request> {
+        let mut attributes = vec![LinkAttribute::IfName(name.as_str().to_owned())];
+        attributes.extend(link.mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
+        attributes.extend(link.mtu.map(|mtu| LinkAttribute::Mtu(mtu.get())));
+        if let Some(port) = link.port {
+            attributes.push(LinkAttribute::Controller(self.index(port.bridge)?));
+        }
+        let info = match &link.kind {
+            LinkKind::Bridge => vec![LinkInfo::Kind(InfoKind::Bridge)],
+            LinkKind::Veth(Some(peer)) => {
+                let peer = InfoData::Veth(InfoVeth::Peer(self.peer(peer)?));
+                vec![LinkInfo::Kind(InfoKind::Veth), LinkInfo::Data(peer)]
+            }
+            LinkKind::Vxlan(vxlan) => {
+                let data = InfoData::Vxlan(self.vxlan(vxlan)?);
+                vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(data)]
+            }
+            LinkKind::Veth(None) | LinkKind::Loopback | LinkKind::Other(_) => {
+                return Err(io::Error::from_raw_os_error(libc::ENODEV));
+            }
+        };
+        attributes.push(LinkAttribute::LinkInfo(info));
+        if matches!(link.kind, LinkKind::Vxlan(_)) {
+            // A tunnel has no queue of its own; the underlay does.
+            attributes.push(LinkAttribute::TxQueueLen(0));
+        }
+        Ok(new_link(attributes, NLM_F_CREATE | NLM_F_EXCL))
+    }
+
+    /// The other end is made where it shall live: moving it there afterwards takes the kernel a
+    /// grace period under its global network lock. It cannot be brought up at this moment.
+    fn peer(&mut self, peer: &VethPeer) -> io::Result<LinkMessage> {
+        let namespace = Netns::open(&peer.netns).map_err(io::Error::other)?;
+        let descriptor = namespace.as_fd().as_raw_fd();
+        self.namespaces.push(namespace);
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::IfName(peer.name.as_str().to_owned()));
+        message.attributes.push(LinkAttribute::NetNsFd(descriptor));
+        message.attributes.extend(peer.mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
+        message.attributes.extend(peer.mtu.map(|mtu| LinkAttribute::Mtu(mtu.get())));
+        Ok(message)
+    }
+
+    fn vxlan(&mut self, vxlan: &Vxlan) -> io::Result<Vec<InfoVxlan>> {
+        let mut attributes = vec![InfoVxlan::Id(vxlan.vni.get()), InfoVxlan::Port(vxlan.port)];
+        attributes.push(InfoVxlan::Learning(vxlan.learning));
+        attributes.extend(vxlan.local.map(vxlan_local));
+        if let Some(underlay) = vxlan.underlay {
+            attributes.push(InfoVxlan::Link(self.index(underlay)?));
+        }
+        if vxlan.gbp {
+            attributes.push(InfoVxlan::Gbp);
+        }
+        Ok(attributes)
+    }
+
+    fn set_link(&mut self, name: LinkName, change: &LinkChange) -> io::Result<Request> {
+        let mut attributes = vec![LinkAttribute::IfName(name.as_str().to_owned())];
+        let vxlan = |data| {
+            let data = InfoData::Vxlan(vec![data]);
+            LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(data)])
+        };
+        match change {
+            LinkChange::Up => {}
+            LinkChange::Mtu(mtu) => attributes.push(LinkAttribute::Mtu(mtu.get())),
+            LinkChange::Mac(mac) => attributes.push(LinkAttribute::Address(mac.0.to_vec())),
+            LinkChange::Alias(alias) => attributes.push(LinkAttribute::IfAlias(alias.clone())),
+            LinkChange::Master(bridge) => {
+                attributes.push(LinkAttribute::Controller(self.index(*bridge)?));
+            }
+            LinkChange::Hairpin(on) => attributes.push(hairpin(*on)),
+            LinkChange::VxlanLocal(local) => attributes.push(vxlan(vxlan_local(*local))),
+            LinkChange::VxlanLearning(on) => attributes.push(vxlan(InfoVxlan::Learning(*on))),
+            LinkChange::VxlanUnderlay(underlay) => {
+                let index = self.index(*underlay)?;
+                attributes.push(vxlan(InfoVxlan::Link(index)));
+            }
+        }
+        let mut request = new_link(attributes, 0);
+        if let (LinkChange::Up, RouteNetlinkMessage::NewLink(message)) =
+            (change, &mut request.message)
+        {
+            message.header.flags = LinkFlags::Up;
+            message.header.change_mask = LinkFlags::Up;
+        }
+        Ok(request)
+    }
+}
+
+fn new_link(attributes: Vec<LinkAttribute>, flags: u16) -> Request {
+    let mut message = LinkMessage::default();
+    message.attributes = attributes;
+    Request { message: RouteNetlinkMessage::NewLink(message), flags }
+}
+
+fn del_link(name: LinkName) -> Request {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::IfName(name.as_str().to_owned()));
+    Request { message: RouteNetlinkMessage::DelLink(message), flags: 0 }
+}
+
+const fn vxlan_local(local: IpAddr) -> InfoVxlan {
+    match local {
+        IpAddr::V4(ip) => InfoVxlan::Local(ip),
+        IpAddr::V6(ip) => InfoVxlan::Local6(ip),
+    }
+}
+
+fn hairpin(on: bool) -> LinkAttribute {
+    LinkAttribute::LinkInfo(vec![
+        LinkInfo::PortKind(InfoPortKind::Bridge),
+        LinkInfo::PortData(InfoPortData::BridgePort(vec![InfoBridgePort::HairpinMode(on)])),
+    ])
+}
+
+fn address(index: u32, ip: IpNetwork) -> AddressMessage {
+    let mut message = AddressMessage::default();
+    message.header.index = index;
+    message.header.prefix_len = ip.prefix();
+    message.header.family = family(ip.ip());
+    message.header.scope = AddressScope::Universe;
+    message.attributes.push(AddressAttribute::Local(ip.ip()));
+    message.attributes.push(AddressAttribute::Address(ip.ip()));
+    message
+}
+
+fn replace_address(index: u32, ip: IpNetwork) -> Request {
+    let mut message = address(index, ip);
+    match ip {
+        IpNetwork::V4(network) if network.prefix() < 31 => {
+            message.attributes.push(AddressAttribute::Broadcast(network.broadcast()));
+        }
+        IpNetwork::V4(_) => {}
+        // Addresses are handed out by us, so there is no duplicate to wait for (RFC 4862, 5.4).
+        IpNetwork::V6(_) => message.header.flags = AddressHeaderFlags::Nodad,
+    }
+    replace(RouteNetlinkMessage::NewAddress(message))
+}
+
+fn del_address(index: u32, ip: IpNetwork) -> Request {
+    let message = RouteNetlinkMessage::DelAddress(address(index, ip));
+    Request { message, flags: 0 }
+}
+
+fn neighbour(index: u32, ip: IpAddr) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = family(ip);
+    message.header.ifindex = index;
+    message.attributes.push(NeighbourAttribute::Destination(neighbour_address(ip)));
+    message
+}
+
+fn replace_neighbour(index: u32, ip: IpAddr, mac: MacAddr) -> Request {
+    let mut message = neighbour(index, ip);
+    message.header.state = NeighbourState::Permanent;
+    message.header.kind = RouteType::Unicast;
+    message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()));
+    replace(RouteNetlinkMessage::NewNeighbour(message))
+}
+
+fn del_neighbour(index: u32, ip: IpAddr) -> Request {
+    let message = RouteNetlinkMessage::DelNeighbour(neighbour(index, ip));
+    Request { message, flags: 0 }
+}
+
+fn fdb_entry(index: u32, mac: MacAddr, vtep: IpAddr) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = AddressFamily::Bridge;
+    message.header.ifindex = index;
+    message.header.flags = NeighbourFlags::Own;
+    message.header.state = NeighbourState::Permanent;
+    message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()));
+    message.attributes.push(NeighbourAttribute::Destination(neighbour_address(vtep)));
+    message
+}
+
+fn replace_fdb_entry(index: u32, mac: MacAddr, vtep: IpAddr) -> Request {
+    replace(RouteNetlinkMessage::NewNeighbour(fdb_entry(index, mac, vtep)))
+}
+
+fn del_fdb_entry(index: u32, mac: MacAddr, vtep: IpAddr) -> Request {
+    let message = RouteNetlinkMessage::DelNeighbour(fdb_entry(index, mac, vtep));
+    Request { message, flags: 0 }
+}
+
+fn route(index: u32, key: &RouteKey, route: &Route) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    let destination = key.destination;
+    message.header.address_family = family(destination.ip());
+    message.header.destination_prefix_length = destination.prefix();
+    message.header.table = u8::try_from(key.table).unwrap_or(0);
+    message.header.kind = RouteType::Unicast;
+    message.header.protocol = RouteProtocol::from(route.protocol);
+    message.header.scope =
+        if route.via.is_some() { RouteScope::Universe } else { RouteScope::Link };
+    if route.onlink {
+        message.header.flags = RouteFlags::Onlink;
+    }
+    let attributes = &mut message.attributes;
+    attributes.push(RouteAttribute::Destination(route_address(destination.network())));
+    attributes.extend(route.via.map(|via| RouteAttribute::Gateway(route_address(via))));
+    attributes.push(RouteAttribute::Oif(index));
+    attributes.push(RouteAttribute::Table(key.table));
+    attributes.push(RouteAttribute::Priority(key.metric));
+    message
+}
+
+fn replace_route(index: u32, key: &RouteKey, to: &Route) -> Request {
+    replace(RouteNetlinkMessage::NewRoute(route(index, key, to)))
+}
+
+fn del_route(index: u32, key: &RouteKey, to: &Route) -> Request {
+    Request { message: RouteNetlinkMessage::DelRoute(route(index, key, to)), flags: 0 }
+}
+
+const fn replace(message: RouteNetlinkMessage) -> Request {
+    Request { message, flags: NLM_F_CREATE | NLM_F_REPLACE }
+}
+
+const fn family(ip: IpAddr) -> AddressFamily {
+    match ip {
+        IpAddr::V4(_) => AddressFamily::Inet,
+        IpAddr::V6(_) => AddressFamily::Inet6,
+    }
+}
+
+const fn neighbour_address(ip: IpAddr) -> NeighbourAddress {
+    match ip {
+        IpAddr::V4(ip) => NeighbourAddress::Inet(ip),
+        IpAddr::V6(ip) => NeighbourAddress::Inet6(ip),
+    }
+}
+
+const fn route_address(ip: IpAddr) -> RouteAddress {
+    match ip {
+        IpAddr::V4(ip) => RouteAddress::Inet(ip),
+        IpAddr::V6(ip) => RouteAddress::Inet6(ip),
+    }
+}

@@ -1,0 +1,207 @@
+//! What a host has to offer: its interfaces, their addresses, and where its routes lead.
+//!
+//! Only questions; nothing here is ours or will be changed.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressScope};
+use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkFlags, LinkMessage};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteMessage, RouteNextHop, RouteType,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use super::observe::{ip, local_address, name};
+use super::socket::{NetlinkError, Socket};
+use crate::link_name::LinkName;
+use crate::netstate::RouteKey;
+
+/// The interfaces of a namespace and its default routes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Inventory {
+    /// In the kernel's order.
+    pub interfaces: Vec<Interface>,
+    /// Default routes of the main table, the one that wins first.
+    pub default_routes: Vec<DefaultRoute>,
+}
+
+/// A network interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// Its name.
+    pub name: LinkName,
+    /// Its MTU in bytes; 0 where it has none.
+    pub mtu: u32,
+    /// Whether it is administratively up.
+    pub up: bool,
+    /// Its addresses of global and link scope, in the kernel's order.
+    pub addresses: Vec<InterfaceAddress>,
+}
+
+/// An address of an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InterfaceAddress {
+    /// The address.
+    pub ip: IpAddr,
+    /// Whether it is only valid on the link.
+    pub link_scope: bool,
+    /// Whether it was set by hand, not by DHCP or a router.
+    pub permanent: bool,
+    /// Whether it should not be used any more.
+    pub deprecated: bool,
+    /// Whether it is one of those that change for privacy (RFC 8981), or an IPv4 alias.
+    pub temporary: bool,
+}
+
+/// A way out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DefaultRoute {
+    /// Whether it is for IPv6.
+    pub ipv6: bool,
+    /// The lowest wins.
+    pub metric: u32,
+    /// The interface; the first one of a route over several.
+    pub interface: LinkName,
+}
+
+impl Inventory {
+    /// Takes stock of the namespace that the socket was opened in.
+    ///
+    /// # Errors
+    /// If the kernel cannot be asked.
+    pub fn take(socket: &mut Socket) -> Result<Self, NetlinkError> {
+        let mut interfaces = BTreeMap::new();
+        let mut request = LinkMessage::default();
+        request.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+        for row in socket.dump("links", &RouteNetlinkMessage::GetLink(request))? {
+            let RouteNetlinkMessage::NewLink(message) = row else { continue };
+            let interface = decode_interface(&message);
+            interfaces.extend(interface.map(|interface| (message.header.index, interface)));
+        }
+        let request = RouteNetlinkMessage::GetAddress(Default::default());
+        for row in socket.dump("addresses", &request)? {
+            let RouteNetlinkMessage::NewAddress(message) = row else { continue };
+            let Some(interface) = interfaces.get_mut(&message.header.index) else { continue };
+            interface.addresses.extend(decode_address(&message));
+        }
+        let default_routes = default_routes(socket, &interfaces)?;
+        Ok(Self { interfaces: interfaces.into_values().collect(), default_routes })
+    }
+}
+
+/// Returns the interface by which the kernel would reach `destination`, and the source address it
+/// would use; `None` if there is no route.
+///
+/// # Errors
+/// If the kernel cannot be asked.
+pub fn route_to(
+    socket: &mut Socket,
+    destination: IpAddr,
+) -> Result<Option<(LinkName, Option<IpAddr>)>, NetlinkError> {
+    let mut request = RouteMessage::default();
+    (request.header.address_family, request.header.destination_prefix_length) = match destination {
+        IpAddr::V4(_) => (AddressFamily::Inet, 32),
+        IpAddr::V6(_) => (AddressFamily::Inet6, 128),
+    };
+    let address = match destination {
+        IpAddr::V4(ip) => RouteAddress::Inet(ip),
+        IpAddr::V6(ip) => RouteAddress::Inet6(ip),
+    };
+    request.attributes.push(RouteAttribute::Destination(address));
+    let Ok(RouteNetlinkMessage::NewRoute(route)) =
+        socket.get(RouteNetlinkMessage::GetRoute(request))?
+    else {
+        return Ok(None);
+    };
+    let source = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::PrefSource(address) => ip(address),
+        _ => None,
+    });
+    let Some(index) = output_interface(&route) else { return Ok(None) };
+    let link = socket.link_by_index(index)?.and_then(|link| name(&link));
+    Ok(link.map(|link| (link, source)))
+}
+
+fn decode_interface(message: &LinkMessage) -> Option<Interface> {
+    let mtu = message.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Mtu(mtu) => Some(*mtu),
+        _ => None,
+    });
+    Some(Interface {
+        name: name(message)?,
+        mtu: mtu.unwrap_or(0),
+        up: message.header.flags.contains(LinkFlags::Up),
+        addresses: Vec::new(),
+    })
+}
+
+fn decode_address(
+    message: &netlink_packet_route::address::AddressMessage,
+) -> Option<InterfaceAddress> {
+    let flags = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Flags(flags) => Some(*flags),
+        _ => None,
+    });
+    let flags = flags.unwrap_or(AddressFlags::empty());
+    let scope = message.header.scope;
+    (scope == AddressScope::Universe || scope == AddressScope::Link).then_some(())?;
+    Some(InterfaceAddress {
+        ip: local_address(&message.attributes)?,
+        link_scope: scope == AddressScope::Link,
+        permanent: flags.contains(AddressFlags::Permanent),
+        deprecated: flags.contains(AddressFlags::Deprecated),
+        temporary: flags.contains(AddressFlags::Secondary),
+    })
+}
+
+fn default_routes(
+    socket: &mut Socket,
+    interfaces: &BTreeMap<u32, Interface>,
+) -> Result<Vec<DefaultRoute>, NetlinkError> {
+    let mut routes = Vec::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut request = RouteMessage::default();
+        request.header.address_family = family;
+        for row in socket.dump("routes", &RouteNetlinkMessage::GetRoute(request))? {
+            let RouteNetlinkMessage::NewRoute(message) = row else { continue };
+            routes.extend(decode_default_route(&message, interfaces));
+        }
+    }
+    routes.sort_by_key(|route| (route.ipv6, route.metric));
+    Ok(routes)
+}
+
+fn decode_default_route(
+    message: &RouteMessage,
+    interfaces: &BTreeMap<u32, Interface>,
+) -> Option<DefaultRoute> {
+    let header = &message.header;
+    let mut table = u32::from(header.table);
+    let mut metric = 0;
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Table(number) => table = *number,
+            RouteAttribute::Priority(number) => metric = *number,
+            _ => {}
+        }
+    }
+    let is_default = header.destination_prefix_length == 0
+        && table == RouteKey::TABLE_MAIN
+        && header.kind == RouteType::Unicast;
+    let interface = interfaces.get(&is_default.then(|| output_interface(message))??)?;
+    Some(DefaultRoute {
+        ipv6: header.address_family == AddressFamily::Inet6,
+        metric,
+        interface: interface.name,
+    })
+}
+
+fn output_interface(message: &RouteMessage) -> Option<u32> {
+    let first = |hops: &[RouteNextHop]| hops.first().map(|hop| hop.interface_index);
+    message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => Some(*index),
+        RouteAttribute::MultiPath(hops) => first(hops),
+        _ => None,
+    })
+}

@@ -1,0 +1,397 @@
+//! Reads the state that is: one question per link, one dump per table.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
+use netlink_packet_route::link::{
+    InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoVxlan, LinkAttribute, LinkExtentMask,
+    LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
+};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteProtocol, RouteType,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use super::socket::{NetlinkError, Socket};
+use crate::link_name::LinkName;
+use crate::mac::MacAddr;
+use crate::mtu::Mtu;
+use crate::netstate::{
+    Address, BridgePort, Link, LinkKind, NetState, ROUTE_PROTOCOL, Route, RouteKey, Sysctl, Vxlan,
+};
+use crate::sysctl;
+use crate::vni::Vni;
+
+/// What of a namespace is looked at. What is found there counts as ours: whoever wants to leave
+/// some of it alone takes it out of the result.
+#[derive(Clone, Debug, Default)]
+pub struct Scope {
+    /// The links.
+    pub links: BTreeSet<LinkName>,
+    /// Whether to read the addresses of these links.
+    pub addresses: bool,
+    /// Whether to read the permanent neighbours on these links.
+    pub neighbours: bool,
+    /// Whether to read the forwarding databases of these links.
+    pub fdb: bool,
+    /// Which routes to read.
+    pub routes: Routes,
+    /// The kernel parameters.
+    pub sysctls: BTreeSet<Sysctl>,
+}
+
+/// Which routes to read. Those that the kernel made itself are left out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Routes {
+    /// None.
+    #[default]
+    None,
+    /// Those that leave by the links of the scope.
+    OnLinks,
+    /// Those, and whatever carries our mark, [`ROUTE_PROTOCOL`], on any link.
+    OnLinksAndMarked,
+}
+
+impl Scope {
+    /// Everything that `desired` speaks of.
+    pub fn of(desired: &NetState) -> Self {
+        Self {
+            links: desired.links.keys().copied().collect(),
+            addresses: !desired.addresses.is_empty(),
+            neighbours: !desired.neighbours.is_empty(),
+            fdb: !desired.fdb.is_empty(),
+            routes: if desired.routes.is_empty() { Routes::None } else { Routes::OnLinks },
+            sysctls: desired.sysctls.keys().cloned().collect(),
+        }
+    }
+}
+
+/// Reads everything in `scope`. Links that do not exist are missing from the result.
+///
+/// # Errors
+/// If the kernel cannot be asked.
+pub fn observe(socket: &mut Socket, scope: &Scope) -> Result<NetState, NetlinkError> {
+    let mut state = NetState::default();
+    let mut names = BTreeMap::new();
+    for name in &scope.links {
+        if let Some(message) = socket.link_by_name(*name)? {
+            names.insert(message.header.index, *name);
+            let link = socket.decode_link(&message)?;
+            state.links.insert(*name, link);
+        }
+    }
+    for index in names.keys() {
+        if scope.addresses {
+            let rows = socket.dump("addresses", &addresses_on(*index))?;
+            state.addresses.extend(rows.iter().filter_map(|row| decode_address(row, &names)));
+        }
+        if scope.neighbours {
+            let rows = socket.dump("neighbours", &neighbours_on(*index))?;
+            state.neighbours.extend(rows.iter().filter_map(|row| decode_neighbour(row, &names)));
+        }
+        if scope.fdb {
+            let rows = socket.dump("FDB entries", &fdb_of(*index))?;
+            state.fdb.extend(rows.iter().filter_map(|row| decode_fdb_entry(row, &names)));
+        }
+    }
+    if scope.routes != Routes::None {
+        state.routes = observe_routes(socket, scope.routes, names)?;
+    }
+    for key in &scope.sysctls {
+        if let Ok(value) = sysctl::read(key) {
+            state.sysctls.insert(key.clone(), value);
+        }
+    }
+    Ok(state)
+}
+
+impl Socket {
+    /// Returns the link of that name in this namespace.
+    pub(super) fn link_by_name(
+        &mut self,
+        name: LinkName,
+    ) -> Result<Option<LinkMessage>, NetlinkError> {
+        self.link(0, vec![LinkAttribute::IfName(name.as_str().to_owned())])
+    }
+
+    pub(super) fn link_by_index(
+        &mut self,
+        index: u32,
+    ) -> Result<Option<LinkMessage>, NetlinkError> {
+        self.link(index, Vec::new())
+    }
+
+    fn link(
+        &mut self,
+        index: u32,
+        mut attributes: Vec<LinkAttribute>,
+    ) -> Result<Option<LinkMessage>, NetlinkError> {
+        // Statistics are most of what the kernel tells about a link, and of no use here.
+        attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+        let mut request = LinkMessage::default();
+        request.header.index = index;
+        request.attributes = attributes;
+        match self.get(RouteNetlinkMessage::GetLink(request))? {
+            Ok(RouteNetlinkMessage::NewLink(link)) => Ok(Some(link)),
+            Err(refusal) if refusal.errno.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+            Err(refusal) => Err(NetlinkError::Refused { about: "a link", refusal }),
+            Ok(_) => Ok(None),
+        }
+    }
+
+    fn name_of(&mut self, index: u32) -> Result<Option<LinkName>, NetlinkError> {
+        Ok(self.link_by_index(index)?.and_then(|link| name(&link)))
+    }
+
+    fn decode_link(&mut self, message: &LinkMessage) -> Result<Link, NetlinkError> {
+        let mut link = Link {
+            kind: LinkKind::Other(String::new()),
+            mac: None,
+            mtu: None,
+            up: message.header.flags.contains(LinkFlags::Up),
+            port: None,
+            alias: None,
+        };
+        if message.header.link_layer_type == LinkLayerType::Loopback {
+            link.kind = LinkKind::Loopback;
+        }
+        let mut master = None;
+        let mut infos = &[][..];
+        for attribute in &message.attributes {
+            match attribute {
+                LinkAttribute::Address(bytes) => {
+                    link.mac = <[u8; 6]>::try_from(bytes.as_slice()).ok().map(MacAddr);
+                }
+                LinkAttribute::Mtu(bytes) => link.mtu = Mtu::new(*bytes),
+                LinkAttribute::IfAlias(alias) => link.alias = Some(alias.clone()),
+                LinkAttribute::Controller(index) => master = Some(*index),
+                LinkAttribute::LinkInfo(link_infos) => infos = link_infos,
+                _ => {}
+            }
+        }
+        self.decode_infos(infos, &mut link)?;
+        if let Some(index) = master {
+            let hairpin = hairpin(infos);
+            link.port = self.name_of(index)?.map(|bridge| BridgePort { bridge, hairpin });
+        }
+        Ok(link)
+    }
+
+    fn decode_infos(&mut self, infos: &[LinkInfo], link: &mut Link) -> Result<(), NetlinkError> {
+        for info in infos {
+            match info {
+                LinkInfo::Kind(InfoKind::Bridge) => link.kind = LinkKind::Bridge,
+                LinkInfo::Kind(InfoKind::Veth) => link.kind = LinkKind::Veth(None),
+                LinkInfo::Kind(InfoKind::Vxlan) => {}
+                LinkInfo::Kind(kind) => link.kind = LinkKind::Other(kind.to_string()),
+                LinkInfo::Data(InfoData::Vxlan(attributes)) => {
+                    link.kind = self.decode_vxlan(attributes)?;
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn decode_vxlan(&mut self, attributes: &[InfoVxlan]) -> Result<LinkKind, NetlinkError> {
+        let mut vni = None;
+        let (mut local, mut underlay) = (None, None);
+        let (mut port, mut learning, mut gbp) = (0, false, false);
+        for attribute in attributes {
+            match attribute {
+                InfoVxlan::Id(id) => vni = Vni::new(*id),
+                InfoVxlan::Port(number) => port = *number,
+                InfoVxlan::Local(ip) => local = Some(IpAddr::V4(*ip)),
+                InfoVxlan::Local6(ip) => local = Some(IpAddr::V6(*ip)),
+                InfoVxlan::Link(index) => underlay = self.name_of(*index)?,
+                InfoVxlan::Learning(on) => learning = *on,
+                InfoVxlan::Gbp => gbp = true,
+                _ => {}
+            }
+        }
+        Ok(match vni {
+            Some(vni) => LinkKind::Vxlan(Vxlan { vni, port, local, underlay, learning, gbp }),
+            None => LinkKind::Other("vxlan".to_owned()),
+        })
+    }
+}
+
+pub(super) fn name(message: &LinkMessage) -> Option<LinkName> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfName(name) => name.parse().ok(),
+        _ => None,
+    })
+}
+
+fn hairpin(infos: &[LinkInfo]) -> bool {
+    let on = |attribute: &InfoBridgePort| matches!(attribute, InfoBridgePort::HairpinMode(true));
+    infos.iter().any(|info| match info {
+        LinkInfo::PortData(InfoPortData::BridgePort(attributes)) => attributes.iter().any(on),
+        _ => false,
+    })
+}
+
+fn addresses_on(index: u32) -> RouteNetlinkMessage {
+    let mut request = AddressMessage::default();
+    request.header.index = index;
+    RouteNetlinkMessage::GetAddress(request)
+}
+
+fn decode_address(row: &RouteNetlinkMessage, names: &BTreeMap<u32, LinkName>) -> Option<Address> {
+    let RouteNetlinkMessage::NewAddress(message) = row else { return None };
+    let link = *names.get(&message.header.index)?;
+    if message.header.scope != AddressScope::Universe {
+        return None;
+    }
+    let ip = local_address(&message.attributes)?;
+    Some(Address { link, ip: IpNetwork::new(ip, message.header.prefix_len).ok()? })
+}
+
+/// Returns the address itself: IPv4 has it as `IFA_LOCAL`, IPv6 as `IFA_ADDRESS`.
+pub(super) fn local_address(attributes: &[AddressAttribute]) -> Option<IpAddr> {
+    let local = attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Local(ip) => Some(*ip),
+        _ => None,
+    });
+    local.or_else(|| {
+        attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Address(ip) => Some(*ip),
+            _ => None,
+        })
+    })
+}
+
+fn neighbours_on(index: u32) -> RouteNetlinkMessage {
+    let mut request = NeighbourMessage::default();
+    request.attributes.push(NeighbourAttribute::IfIndex(index));
+    RouteNetlinkMessage::GetNeighbour(request)
+}
+
+fn decode_neighbour(
+    row: &RouteNetlinkMessage,
+    names: &BTreeMap<u32, LinkName>,
+) -> Option<((LinkName, IpAddr), MacAddr)> {
+    let (link, destination, mac) = permanent(row, names)?;
+    let ip = match destination {
+        NeighbourAddress::Inet(ip) => IpAddr::V4(*ip),
+        NeighbourAddress::Inet6(ip) => IpAddr::V6(*ip),
+        _ => return None,
+    };
+    Some(((link, ip), mac))
+}
+
+fn fdb_of(index: u32) -> RouteNetlinkMessage {
+    let mut request = NeighbourMessage::default();
+    request.header.family = AddressFamily::Bridge;
+    request.header.ifindex = index;
+    RouteNetlinkMessage::GetNeighbour(request)
+}
+
+fn decode_fdb_entry(
+    row: &RouteNetlinkMessage,
+    names: &BTreeMap<u32, LinkName>,
+) -> Option<((LinkName, MacAddr), IpAddr)> {
+    let (link, destination, mac) = permanent(row, names)?;
+    // The address comes undecoded, because the family of the message is that of bridges.
+    let NeighbourAddress::Other(bytes) = destination else { return None };
+    let vtep = <[u8; 4]>::try_from(bytes.as_slice())
+        .map(IpAddr::from)
+        .or_else(|_| <[u8; 16]>::try_from(bytes.as_slice()).map(IpAddr::from))
+        .ok()?;
+    Some(((link, mac), vtep))
+}
+
+fn permanent<'a>(
+    row: &'a RouteNetlinkMessage,
+    names: &BTreeMap<u32, LinkName>,
+) -> Option<(LinkName, &'a NeighbourAddress, MacAddr)> {
+    let RouteNetlinkMessage::NewNeighbour(message) = row else { return None };
+    let link = *names.get(&message.header.ifindex)?;
+    if message.header.state != NeighbourState::Permanent {
+        return None;
+    }
+    let (mut destination, mut mac) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(address) => destination = Some(address),
+            NeighbourAttribute::LinkLayerAddress(bytes) => {
+                mac = <[u8; 6]>::try_from(bytes.as_slice()).ok().map(MacAddr);
+            }
+            _ => {}
+        }
+    }
+    Some((link, destination?, mac?))
+}
+
+fn observe_routes(
+    socket: &mut Socket,
+    which: Routes,
+    mut names: BTreeMap<u32, LinkName>,
+) -> Result<BTreeMap<RouteKey, Route>, NetlinkError> {
+    let mut routes = BTreeMap::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut request = RouteMessage::default();
+        request.header.address_family = family;
+        for row in socket.dump("routes", &RouteNetlinkMessage::GetRoute(request))? {
+            let RouteNetlinkMessage::NewRoute(message) = row else { continue };
+            let Some(index) = output_interface(&message) else { continue };
+            let marked = message.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL);
+            if which == Routes::OnLinksAndMarked && marked && !names.contains_key(&index) {
+                names.extend(socket.name_of(index)?.map(|name| (index, name)));
+            }
+            routes.extend(names.get(&index).and_then(|link| decode_route(&message, *link)));
+        }
+    }
+    Ok(routes)
+}
+
+fn output_interface(message: &RouteMessage) -> Option<u32> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => Some(*index),
+        _ => None,
+    })
+}
+
+fn decode_route(message: &RouteMessage, link: LinkName) -> Option<(RouteKey, Route)> {
+    let header = &message.header;
+    let kernel_made = matches!(
+        header.protocol,
+        RouteProtocol::Kernel | RouteProtocol::Ra | RouteProtocol::IcmpRedirect
+    );
+    if kernel_made || header.kind != RouteType::Unicast {
+        return None;
+    }
+    let any = if header.address_family == AddressFamily::Inet {
+        IpAddr::from([0; 4])
+    } else {
+        IpAddr::from([0; 16])
+    };
+    let (mut destination, mut via) = (any, None);
+    let (mut table, mut metric) = (u32::from(header.table), 0);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(address) => destination = ip(address)?,
+            RouteAttribute::Gateway(address) => via = Some(ip(address)?),
+            RouteAttribute::Table(number) => table = *number,
+            RouteAttribute::Priority(number) => metric = *number,
+            _ => {}
+        }
+    }
+    let destination = IpNetwork::new(destination, header.destination_prefix_length).ok()?;
+    let onlink = header.flags.contains(RouteFlags::Onlink);
+    let protocol = u8::from(header.protocol);
+    Some((RouteKey { table, destination, metric }, Route { link, via, onlink, protocol }))
+}
+
+pub(super) fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(ip) => Some(IpAddr::V4(*ip)),
+        RouteAddress::Inet6(ip) => Some(IpAddr::V6(*ip)),
+        _ => None,
+    }
+}

@@ -1,0 +1,97 @@
+//! Network namespaces of others: open one, and work inside it.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use nix::sched::{CloneFlags, setns};
+use nix::sys::statfs::{FsType, fstatfs};
+
+/// `NSFS_MAGIC` and `PROC_SUPER_MAGIC` of the kernel's `linux/magic.h`: where namespaces are files.
+const NAMESPACE_FILESYSTEMS: [FsType; 2] = [FsType(0x6e73_6673), FsType(0x9fa0)];
+
+/// An open network namespace. It stays alive as long as this value.
+#[derive(Debug)]
+pub struct Netns {
+    path: PathBuf,
+    file: File,
+}
+
+/// Why a path is of no use as a network namespace.
+#[derive(Debug, thiserror::Error)]
+pub enum NetnsError {
+    /// Nothing is there.
+    #[error("network namespace {0} does not exist")]
+    Missing(PathBuf),
+    /// Something else is there, for example the file that a namespace was mounted on.
+    #[error("{0} is not a network namespace")]
+    NotANamespace(PathBuf),
+    /// It cannot be opened.
+    #[error("cannot open network namespace {path}")]
+    Io {
+        /// Where it was looked for.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Netns {
+    /// Opens a namespace by path, such as `/run/netns/NAME` or `/proc/PID/ns/net`.
+    ///
+    /// # Errors
+    /// If there is none at that path.
+    pub fn open(path: &Path) -> Result<Self, NetnsError> {
+        let failed = |source| NetnsError::Io { path: path.to_owned(), source };
+        let file = File::open(path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => NetnsError::Missing(path.to_owned()),
+            _ => failed(error),
+        })?;
+        let filesystem = fstatfs(&file).map_err(|errno| failed(errno.into()))?.filesystem_type();
+        if !NAMESPACE_FILESYSTEMS.contains(&filesystem) {
+            return Err(NetnsError::NotANamespace(path.to_owned()));
+        }
+        Ok(Self { path: path.to_owned(), file })
+    }
+
+    /// Returns the path it was opened by.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether this is the namespace that the calling thread is in.
+    ///
+    /// # Errors
+    /// If `/proc` cannot be read.
+    pub fn is_current(&self) -> io::Result<bool> {
+        let current = std::fs::metadata("/proc/thread-self/ns/net")?;
+        let this = self.file.metadata()?;
+        Ok((current.dev(), current.ino()) == (this.dev(), this.ino()))
+    }
+
+    /// Runs `work` inside the namespace, on a thread of its own: the calling thread never leaves
+    /// its namespace, whatever happens.
+    ///
+    /// # Errors
+    /// If the kernel does not let the thread in (it takes `CAP_SYS_ADMIN`).
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> io::Result<T> {
+        let inside = || -> io::Result<T> {
+            setns(&self.file, CloneFlags::CLONE_NEWNET)?;
+            Ok(work())
+        };
+        thread::scope(|scope| match scope.spawn(inside).join() {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic),
+        })
+    }
+}
+
+impl AsFd for Netns {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}

@@ -1,0 +1,259 @@
+//! Golden plans, and the property that a plan leads from any state to any other.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use proptest::prelude::*;
+
+use super::{Plan, diff, model};
+use crate::link_name::LinkName;
+use crate::mac::MacAddr;
+use crate::mtu::Mtu;
+use crate::netstate::{
+    Address, BridgePort, Link, LinkKind, NetState, ROUTE_PROTOCOL, Route, RouteKey, Sysctl,
+    VethPeer, Vxlan,
+};
+use crate::vni::Vni;
+
+fn name(name: &str) -> LinkName {
+    name.parse().unwrap()
+}
+
+fn flannel(local: [u8; 4]) -> Link {
+    let vxlan = Vxlan {
+        vni: Vni::new(1).unwrap(),
+        port: 8472,
+        local: Some(IpAddr::from(local)),
+        underlay: Some(name("eth0")),
+        learning: false,
+        gbp: false,
+    };
+    let mac = Some(MacAddr([2, 0, 0, 0, 0, 1]));
+    Link { mac, mtu: Mtu::new(1450), ..Link::up(LinkKind::Vxlan(vxlan)) }
+}
+
+/// A node with a tunnel and these peers: number, last byte of the MAC, VTEP.
+fn node(peers: &[(u8, u8, u8)]) -> NetState {
+    let link = name("flannel.1");
+    let mut state = NetState::default();
+    state.links.insert(link, flannel([198, 51, 100, 1]));
+    state.addresses.insert(Address { link, ip: "10.244.1.0/32".parse().unwrap() });
+    for (peer, mac, vtep) in peers {
+        let gateway = IpAddr::from([10, 244, *peer, 0]);
+        let mac = MacAddr([2, 0, 0, 0, 0, *mac]);
+        state.neighbours.insert((link, gateway), mac);
+        state.fdb.insert((link, mac), IpAddr::from([198, 51, 100, *vtep]));
+        let key = RouteKey::main(format!("10.244.{peer}.0/24").parse().unwrap());
+        let protocol = ROUTE_PROTOCOL;
+        let route = Route { link, via: Some(gateway), onlink: true, protocol };
+        state.routes.insert(key, route);
+    }
+    state
+}
+
+#[test]
+fn a_new_node_gets_device_address_and_peer_in_this_order() {
+    let mut desired = node(&[(2, 2, 2)]);
+    desired.sysctls.insert(Sysctl::ipv6(name("flannel.1"), "accept_ra"), "0".to_owned());
+    let plan = diff(&desired, &NetState::default());
+    assert_eq!(
+        plan.to_string(),
+        "\
+ip link add flannel.1 address 02:00:00:00:00:01 mtu 1450 type vxlan id 1 local 198.51.100.1 \
+dev eth0 dstport 8472 nolearning
+sysctl -w net/ipv6/conf/flannel.1/accept_ra=0
+ip address replace 10.244.1.0/32 dev flannel.1
+ip link set flannel.1 up
+ip neigh replace 10.244.2.0 lladdr 02:00:00:00:00:02 dev flannel.1 nud permanent
+bridge fdb replace 02:00:00:00:00:02 dev flannel.1 dst 198.51.100.2 self permanent
+ip route replace 10.244.2.0/24 via 10.244.2.0 dev flannel.1 proto 199 onlink
+"
+    );
+}
+
+#[test]
+fn a_changed_mac_replaces_the_neighbour_and_drops_the_old_fdb_entry_last() {
+    let plan = diff(&node(&[(2, 9, 2), (3, 3, 3)]), &node(&[(2, 2, 2), (3, 3, 3)]));
+    assert_eq!(
+        plan.to_string(),
+        "\
+ip neigh replace 10.244.2.0 lladdr 02:00:00:00:00:09 dev flannel.1 nud permanent
+bridge fdb replace 02:00:00:00:00:09 dev flannel.1 dst 198.51.100.2 self permanent
+bridge fdb del 02:00:00:00:00:02 dev flannel.1 dst 198.51.100.2 self
+"
+    );
+}
+
+#[test]
+fn a_vanished_peer_goes_in_reverse_order() {
+    let plan = diff(&node(&[]), &node(&[(2, 2, 2)]));
+    assert_eq!(
+        plan.to_string(),
+        "\
+ip route del 10.244.2.0/24 via 10.244.2.0 dev flannel.1 proto 199 onlink
+bridge fdb del 02:00:00:00:00:02 dev flannel.1 dst 198.51.100.2 self
+ip neigh del 10.244.2.0 dev flannel.1
+"
+    );
+}
+
+#[test]
+fn a_tunnel_is_changed_in_place_where_the_kernel_can() {
+    let mut desired = node(&[(2, 2, 2)]);
+    desired.links.insert(name("flannel.1"), flannel([198, 51, 100, 9]));
+    let plan = diff(&desired, &node(&[(2, 2, 2)]));
+    assert_eq!(plan.to_string(), "ip link set flannel.1 type vxlan local 198.51.100.9\n");
+}
+
+#[test]
+fn a_tunnel_is_made_anew_with_everything_on_it_where_the_kernel_cannot() {
+    let mut observed = node(&[(2, 2, 2)]);
+    let link = observed.links.get_mut(&name("flannel.1")).unwrap();
+    let LinkKind::Vxlan(vxlan) = &mut link.kind else { unreachable!() };
+    vxlan.port = 4789;
+    let plan = diff(&node(&[(2, 2, 2)]), &observed).to_string();
+    assert!(plan.starts_with("ip link del flannel.1\nip link add flannel.1 "), "{plan}");
+    assert_eq!(plan.lines().count(), 7, "{plan}");
+}
+
+#[test]
+fn a_route_made_by_somebody_else_is_adopted_without_a_gap() {
+    let mut observed = node(&[(2, 2, 2)]);
+    observed.routes.values_mut().for_each(|route| route.protocol = 3);
+    let plan = diff(&node(&[(2, 2, 2)]), &observed);
+    assert_eq!(
+        plan.to_string(),
+        "ip route replace 10.244.2.0/24 via 10.244.2.0 dev flannel.1 proto 199 onlink\n"
+    );
+}
+
+#[test]
+fn a_pod_gets_its_bridge_before_its_port() {
+    let (bridge, veth) = (name("cni0"), name("veth0a1b2c3d"));
+    let peer = VethPeer {
+        name: name("eth0"),
+        netns: "/run/netns/pod".into(),
+        mac: None,
+        mtu: Mtu::new(1450),
+    };
+    let mut desired = NetState::default();
+    desired.links.insert(bridge, Link { mtu: Mtu::new(1450), ..Link::up(LinkKind::Bridge) });
+    let port = Some(BridgePort { bridge, hairpin: true });
+    desired.links.insert(veth, Link { port, ..Link::up(LinkKind::Veth(Some(peer))) });
+    desired.addresses.insert(Address { link: bridge, ip: "10.244.1.1/24".parse().unwrap() });
+    assert_eq!(
+        diff(&desired, &NetState::default()).to_string(),
+        "\
+ip link add cni0 mtu 1450 type bridge
+ip link add veth0a1b2c3d master cni0 type veth peer name eth0 netns /run/netns/pod mtu 1450
+bridge link set dev veth0a1b2c3d hairpin on
+ip address replace 10.244.1.1/24 dev cni0
+ip link set cni0 up
+ip link set veth0a1b2c3d up
+"
+    );
+}
+
+#[test]
+fn another_address_of_the_same_subnet_comes_back_if_the_kernel_takes_it_along() {
+    let link = name("cni0");
+    let bridge = |addresses: &[&str]| {
+        let mut state = NetState::default();
+        state.links.insert(link, Link::up(LinkKind::Bridge));
+        let address = |ip: &&str| Address { link, ip: ip.parse().unwrap() };
+        state.addresses.extend(addresses.iter().map(address));
+        state
+    };
+    let (desired, observed) = (bridge(&["10.1.0.2/24"]), bridge(&["10.1.0.1/24", "10.1.0.2/24"]));
+    let plan = diff(&desired, &observed);
+    assert_eq!(
+        plan.to_string(),
+        "ip address del 10.1.0.1/24 dev cni0\nip address replace 10.1.0.2/24 dev cni0\n"
+    );
+    assert_eq!(model::run(&observed, &plan), Ok(desired));
+}
+
+#[test]
+fn the_loopback_link_is_never_removed() {
+    let mut observed = NetState::default();
+    observed.links.insert(name("lo"), Link::up(LinkKind::Loopback));
+    assert!(diff(&NetState::default(), &observed).is_empty());
+}
+
+proptest! {
+    #[test]
+    fn nothing_is_done_where_nothing_differs(state in states()) {
+        prop_assert_eq!(diff(&state, &state), Plan::default());
+    }
+
+    #[test]
+    fn the_plan_leads_from_any_state_to_any_other(desired in states(), observed in states()) {
+        let plan = diff(&desired, &observed);
+        let mut reached = model::run(&observed, &plan).map_err(|(op, refusal)| {
+            TestCaseError::fail(format!("{refusal:?}: {op}\nof the plan\n{plan}"))
+        })?;
+        // Parameters are set and never restored.
+        reached.sysctls.retain(|key, _| desired.sysctls.contains_key(key));
+        prop_assert_eq!(&reached, &desired, "{}", plan);
+    }
+
+    #[test]
+    fn what_stays_is_not_touched(peers in peers(), gone in 0..16_u8) {
+        let rest: Vec<_> = peers.iter().copied().filter(|(peer, _, _)| *peer != gone).collect();
+        let plan = diff(&node(&rest), &node(&peers)).to_string();
+        for (peer, _, _) in rest {
+            prop_assert!(!plan.contains(&format!("10.244.{peer}.0")), "{}", plan);
+        }
+    }
+}
+
+prop_compose! {
+    fn peers()(macs in proptest::collection::btree_map(2..16_u8, (any::<u8>(), any::<u8>()), 0..8))
+        -> Vec<(u8, u8, u8)>
+    {
+        // Two peers never share an Ethernet address: whoever computes the state sees to that.
+        macs.into_iter().map(|(peer, (mac, vtep))| (peer, (mac & 0xf0) | peer, vtep)).collect()
+    }
+}
+
+prop_compose! {
+    fn states()(
+        peers in peers(),
+        vni in 1..3_u32,
+        learning: bool,
+        mtu in 1400..1403_u32,
+        tunnel in proptest::bool::weighted(0.8),
+        bridge in proptest::option::weighted(0.8, (any::<bool>(), 1..4_u8, any::<bool>())),
+        forwarding: bool,
+    ) -> NetState {
+        let mut state = if tunnel { node(&peers) } else { NetState::default() };
+        if let Some(link) = state.links.get_mut(&name("flannel.1")) {
+            link.mtu = Mtu::new(mtu);
+            let LinkKind::Vxlan(vxlan) = &mut link.kind else { unreachable!() };
+            (vxlan.vni, vxlan.learning) = (Vni::new(vni).unwrap(), learning);
+        }
+        if let Some((hairpin, host, second_address)) = bridge {
+            add_bridge(&mut state, hairpin, host, second_address);
+        }
+        if forwarding {
+            state.sysctls.insert(Sysctl::ipv4_forwarding(), "1".to_owned());
+        }
+        state
+    }
+}
+
+fn add_bridge(state: &mut NetState, hairpin: bool, host: u8, second_address: bool) {
+    let bridge = name("cni0");
+    state.links.insert(bridge, Link::up(LinkKind::Bridge));
+    let port = Some(BridgePort { bridge, hairpin });
+    let alias = Some(if hairpin { "pod" } else { "another pod" }.to_owned());
+    state.links.insert(name("veth1"), Link { port, alias, ..Link::up(LinkKind::Veth(None)) });
+    let last_bytes = if second_address { vec![host, 9] } else { vec![host] };
+    for last in last_bytes {
+        let ip = IpAddr::V4(Ipv4Addr::new(10, 244, 1, last));
+        let ip = ipnetwork::IpNetwork::new(ip, 24).unwrap();
+        state.addresses.insert(Address { link: bridge, ip });
+    }
+    let via = Some(IpAddr::from([10, 244, 1, 100]));
+    let route = Route { link: bridge, via, onlink: false, protocol: ROUTE_PROTOCOL };
+    state.routes.insert(RouteKey::main("172.30.0.0/16".parse().unwrap()), route);
+}

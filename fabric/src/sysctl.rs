@@ -1,0 +1,31 @@
+//! Kernel parameters of the network namespace of this thread, in `/proc/sys/net` (proc(5)).
+
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use crate::netstate::Sysctl;
+
+/// Returns the value, without the line end.
+///
+/// # Errors
+/// If there is no such parameter, as on a link that does not exist.
+pub fn read(key: &Sysctl) -> io::Result<String> {
+    fs::read_to_string(path(key)).map(|value| value.trim_end().to_owned())
+}
+
+/// Sets the value.
+///
+/// # Errors
+/// If there is no such parameter, or if the kernel refuses the value.
+pub fn write(key: &Sysctl, value: &str) -> io::Result<()> {
+    fs::write(path(key), value)
+}
+
+/// Whether the kernel has IPv6 at all; without it, there are no parameters for it either.
+pub fn has_ipv6() -> bool {
+    Path::new("/proc/sys/net/ipv6").exists()
+}
+
+fn path(key: &Sysctl) -> PathBuf {
+    Path::new("/proc/sys").join(key.as_path())
+}

@@ -1,0 +1,322 @@
+//! A cluster: nodes on one underlay, a store for their leases, and flanneld on each of them.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+use std::time::Duration;
+
+use crate::daemon::Daemon;
+use crate::etcd::Etcd;
+use crate::namespace::Namespace;
+use crate::node::Node;
+use crate::underlay::Underlay;
+use crate::{program, wait};
+
+/// The network configuration that is deployed when nobody wants anything else.
+pub const STOCK_NETWORK: &str = include_str!("../../config/net-conf.json");
+
+/// Where flanneld looks in etcd when it is not told otherwise.
+pub const ETCD_PREFIX: &str = "/coreos.com/network";
+
+/// Flags that every flanneld gets: masquerading, and a health port to see that it is ready.
+const FLAGS: [&str; 3] = ["--ip-masq", "--healthz-ip=127.0.0.1", "--healthz-port=8081"];
+const HEALTH: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8081);
+
+/// Where a cluster keeps its leases.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Store {
+    /// A directory that all nodes share.
+    Directory,
+    /// An etcd on a host of its own.
+    Etcd,
+}
+
+/// Nodes, their store and their flanneld processes.
+#[derive(Debug)]
+pub struct Cluster {
+    flanneld: BTreeMap<u8, Daemon>,
+    nodes: Vec<Node>,
+    store: LeaseStore,
+    underlay: Underlay,
+}
+
+/// The store as an administrator sees it.
+#[derive(Debug)]
+pub enum LeaseStore {
+    /// The directory that `--lease-dir` names.
+    Directory(PathBuf),
+    /// The etcd that `--etcd-endpoints` names.
+    Etcd(Etcd),
+}
+
+impl Cluster {
+    /// Makes nodes `n1` to `n<size>` and a store that holds the stock network configuration.
+    pub fn new(size: u8, store: Store) -> Self {
+        let cluster = Self::unconfigured(size, store);
+        cluster.store.configure(STOCK_NETWORK);
+        cluster
+    }
+
+    /// Makes nodes and an empty store.
+    pub fn unconfigured(size: u8, store: Store) -> Self {
+        let underlay = Underlay::create();
+        let store = match store {
+            Store::Directory => LeaseStore::in_directory(Path::new("/run/leases")),
+            Store::Etcd => LeaseStore::Etcd(Etcd::running(&underlay)),
+        };
+        Self::on(underlay, size, store)
+    }
+
+    /// Makes nodes on an underlay and store that are there already.
+    pub fn on(underlay: Underlay, size: u8, store: LeaseStore) -> Self {
+        let nodes = (1..=size).map(|number| Node::create(&underlay, number)).collect();
+        Self { flanneld: BTreeMap::new(), nodes, store, underlay }
+    }
+
+    /// Makes a cluster with flanneld running on each node and every node knowing all others.
+    pub fn running(size: u8, store: Store) -> Self {
+        let mut cluster = Self::new(size, store);
+        cluster.start_all();
+        cluster
+    }
+
+    /// Starts flanneld on each node and waits until every node knows all others.
+    pub fn start_all(&mut self) {
+        let numbers: Vec<_> = self.nodes.iter().map(Node::number).collect();
+        for number in &numbers {
+            self.start(*number);
+        }
+        for number in &numbers {
+            self.wait_until_ready(*number);
+        }
+        self.wait_for_peers();
+    }
+
+    /// Starts flanneld on a node, without waiting for anything.
+    pub fn start(&mut self, number: u8) {
+        self.start_with(number, &[]);
+    }
+
+    /// Starts flanneld with further flags, without waiting for anything.
+    pub fn start_with(&mut self, number: u8, flags: &[&str]) {
+        let mut command = self.flanneld_command(number);
+        let name = format!("flanneld-{}", self.node(number).name());
+        self.flanneld.insert(number, Daemon::start(&name, command.args(flags)));
+    }
+
+    /// The command that flanneld is started with on a node.
+    pub fn flanneld_command(&self, number: u8) -> Command {
+        let mut command = self.node(number).command(program::flanneld());
+        command.args(self.store.flags()).args(FLAGS);
+        command
+    }
+
+    /// Waits until flanneld on a node says that it is ready, which it is once it has programmed
+    /// the kernel and written the subnet file.
+    ///
+    /// # Panics
+    /// If it ends instead.
+    #[track_caller]
+    pub fn wait_until_ready(&mut self, number: u8) {
+        let node = self.node(number).clone();
+        wait::until(&format!("flanneld on {} is ready", node.name()), || {
+            let flanneld = self.flanneld(number);
+            if let Some(status) = flanneld.status() {
+                panic!("flanneld on {} ended ({status}): {}", node.name(), flanneld.log());
+            }
+            match http_get(node.namespace(), HEALTH, "/readyz") {
+                Ok((200, _)) if node.subnet_file().is_some() => Ok(()),
+                Ok((200, _)) => Err("it is, but there is no subnet file".to_owned()),
+                Ok((status, body)) => Err(format!("{status} {body}")),
+                Err(e) => Err(format!("no answer: {e}")),
+            }
+        });
+    }
+
+    /// Waits until every node whose flanneld runs has a route to every other subnet of the store.
+    pub fn wait_for_peers(&self) {
+        let leases = self.store.leases();
+        for number in self.flanneld.keys() {
+            let node = self.node(*number);
+            let own = node.subnet_file_value("FLANNEL_SUBNET").unwrap_or_default();
+            wait::until(&format!("{} has routes to all peers", node.name()), || {
+                let routes = node.ip("route show");
+                let missing: Vec<_> = leases
+                    .keys()
+                    .map(|key| key.replace('-', "/"))
+                    .filter(|subnet| *subnet != own.replace(".1/", ".0/"))
+                    .filter(|subnet| !routes.lines().any(|route| route.starts_with(&**subnet)))
+                    .collect();
+                if missing.is_empty() { Ok(()) } else { Err(format!("none to {missing:?}")) }
+            });
+        }
+    }
+
+    /// Stops flanneld on a node with SIGTERM; returns how it ended and how long that took.
+    pub fn stop(&mut self, number: u8) -> (ExitStatus, Duration) {
+        let ended = self.flanneld(number).terminate();
+        self.flanneld.remove(&number);
+        ended
+    }
+
+    /// Ends flanneld on a node with SIGKILL.
+    pub fn kill(&mut self, number: u8) {
+        self.flanneld(number).kill();
+        self.flanneld.remove(&number);
+    }
+
+    /// The running flanneld of a node.
+    ///
+    /// # Panics
+    /// If it was not started.
+    pub fn flanneld(&mut self, number: u8) -> &mut Daemon {
+        self.flanneld.get_mut(&number).expect("flanneld was started on this node")
+    }
+
+    /// The node with this number, counted from 1.
+    pub fn node(&self, number: u8) -> &Node {
+        &self.nodes[usize::from(number) - 1]
+    }
+
+    /// All nodes.
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// The store.
+    pub fn store(&self) -> &LeaseStore {
+        &self.store
+    }
+
+    /// The store, to start or stop it.
+    pub fn store_mut(&mut self) -> &mut LeaseStore {
+        &mut self.store
+    }
+
+    /// The network between the nodes.
+    pub fn underlay(&self) -> &Underlay {
+        &self.underlay
+    }
+}
+
+impl LeaseStore {
+    /// A directory for leases, made where it is not there yet.
+    ///
+    /// # Panics
+    /// If it cannot be made.
+    pub fn in_directory(path: &Path) -> Self {
+        fs::create_dir_all(path.join("subnets")).expect("the sandbox is writable");
+        Self::Directory(path.to_owned())
+    }
+
+    /// The flags that point flanneld here.
+    pub fn flags(&self) -> Vec<String> {
+        match self {
+            Self::Directory(path) => vec![format!("--lease-dir={}", path.display())],
+            Self::Etcd(_) => vec![format!("--etcd-endpoints={}", Etcd::endpoint())],
+        }
+    }
+
+    /// Stores the network configuration, as an administrator does before anything else.
+    pub fn configure(&self, network: &str) {
+        self.put("config", network);
+    }
+
+    /// The leases: JSON by key, such as `10.244.1.0-24`.
+    pub fn leases(&self) -> BTreeMap<String, String> {
+        match self {
+            Self::Directory(path) => fs::read_dir(path.join("subnets"))
+                .into_iter()
+                .flatten()
+                .flatten()
+                .filter(|entry| !entry.file_name().as_encoded_bytes().starts_with(b"."))
+                .filter_map(|entry| {
+                    let key = entry.file_name().to_string_lossy().into_owned();
+                    Some((key, fs::read_to_string(entry.path()).ok()?))
+                })
+                .collect(),
+            Self::Etcd(etcd) => {
+                let prefix = format!("{ETCD_PREFIX}/subnets/");
+                let strip = |key: String| key.replacen(&prefix, "", 1);
+                etcd.list(&prefix).into_iter().map(|(k, entry)| (strip(k), entry.value)).collect()
+            }
+        }
+    }
+
+    /// The lease of the node with this public address: key and JSON.
+    pub fn lease_of(&self, node: &Node) -> Option<(String, String)> {
+        let address = format!("\"PublicIP\":\"{}\"", node.address());
+        self.leases().into_iter().find(|(_, lease)| lease.contains(&address))
+    }
+
+    /// Writes a key below the prefix behind the nodes' backs.
+    ///
+    /// # Panics
+    /// If it cannot be written.
+    pub fn put(&self, key: &str, value: &str) {
+        match self {
+            Self::Directory(path) => {
+                // In one step, as with etcd: a reader sees the old value or the new one.
+                let new = path.join(".new");
+                fs::write(&new, value).expect("the directory is ours");
+                fs::rename(&new, path.join(key)).expect("the directory is ours");
+            }
+            Self::Etcd(etcd) => etcd.put(&format!("{ETCD_PREFIX}/{key}"), value),
+        }
+    }
+
+    /// Deletes a key below the prefix; true if it was there.
+    pub fn delete(&self, key: &str) -> bool {
+        match self {
+            Self::Directory(path) => fs::remove_file(path.join(key)).is_ok(),
+            Self::Etcd(etcd) => etcd.delete(&format!("{ETCD_PREFIX}/{key}")),
+        }
+    }
+
+    /// The etcd.
+    ///
+    /// # Panics
+    /// If the store is a directory.
+    pub fn etcd(&self) -> &Etcd {
+        match self {
+            Self::Etcd(etcd) => etcd,
+            Self::Directory(path) => panic!("the store is {}", path.display()),
+        }
+    }
+
+    /// The etcd, to start or stop it.
+    ///
+    /// # Panics
+    /// If the store is a directory.
+    pub fn etcd_mut(&mut self) -> &mut Etcd {
+        match self {
+            Self::Etcd(etcd) => etcd,
+            Self::Directory(path) => panic!("the store is {}", path.display()),
+        }
+    }
+}
+
+/// Asks an HTTP server from inside a namespace; returns status and body.
+///
+/// # Errors
+/// If nobody answers, or not in HTTP.
+pub fn http_get(
+    from: &Namespace,
+    server: SocketAddr,
+    path: &str,
+) -> std::io::Result<(u16, String)> {
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {server}\r\nConnection: close\r\n\r\n");
+    from.inside(move || {
+        let mut stream = TcpStream::connect_timeout(&server, Duration::from_secs(2))?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        stream.write_all(request.as_bytes())?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
+        let body = answer.split_once("\r\n\r\n").map(|(_, body)| body.trim().to_owned());
+        status.zip(body).ok_or_else(|| std::io::Error::other(format!("not HTTP: {answer:?}")))
+    })
+}

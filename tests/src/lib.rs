@@ -1,0 +1,25 @@
+//! What end-to-end tests, the lab and the benchmarks are built from.
+//!
+//! A [`sandbox`] is a private copy of everything the programs touch: its user, network, mount and
+//! process namespaces belong to one test, need no root, and vanish with it.
+//! In it, a [`cluster`] is a set of [`node`]s on one [`underlay`] with a store for their leases,
+//! running the real programs; [`pod`]s are attached the way a container runtime does it, and
+//! [`traffic`] tells whether they reach each other.
+//!
+//! Fixtures report trouble by panicking with a text that says what was expected and what was
+//! there: in a test that is the failure, in the lab it is the last line.
+
+pub mod sandbox;
+pub mod program;
+pub mod wait;
+pub mod namespace;
+pub mod daemon;
+
+pub mod underlay;
+pub mod etcd;
+pub mod node;
+pub mod cluster;
+
+pub mod pod;
+pub mod runtime;
+pub mod traffic;

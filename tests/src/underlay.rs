@@ -1,0 +1,53 @@
+//! The network between nodes: 198.51.100.0/24, a bridge in a namespace of its own.
+
+use std::net::Ipv4Addr;
+
+use crate::namespace::Namespace;
+
+/// The bridge that joins hosts; its own address is their default gateway.
+#[derive(Debug)]
+pub struct Underlay {
+    bridge: Namespace,
+}
+
+/// The gateway of every host.
+pub const GATEWAY: Ipv4Addr = Underlay::address(254);
+
+impl Underlay {
+    /// Makes the namespace `underlay` with the bridge `br0`.
+    pub fn create() -> Self {
+        let bridge = Namespace::create("underlay");
+        bridge.ip("link add br0 type bridge");
+        bridge.ip(&format!("address add {GATEWAY}/24 dev br0"));
+        bridge.ip("link set br0 up");
+        Self { bridge }
+    }
+
+    /// The address of host `number`.
+    pub const fn address(number: u8) -> Ipv4Addr {
+        Ipv4Addr::new(198, 51, 100, number)
+    }
+
+    /// Makes a host: a namespace with an `eth0` on the underlay, its address and a default route.
+    pub fn host(&self, name: &str, number: u8) -> Namespace {
+        let host = Namespace::create(name);
+        let bridge = self.bridge.name();
+        let address = Self::address(number);
+        host.ip(&format!("link add eth0 type veth peer name {name} netns {bridge}"));
+        self.bridge.ip(&format!("link set {name} master br0 up"));
+        host.ip(&format!("address add {address}/24 dev eth0"));
+        host.ip("link set eth0 up");
+        host.ip(&format!("route add default via {GATEWAY}"));
+        host
+    }
+
+    /// Takes a host off the network; its `eth0` stays up.
+    pub fn disconnect(&self, host: &Namespace) {
+        self.bridge.ip(&format!("link set {} nomaster", host.name()));
+    }
+
+    /// Puts a host back on the network.
+    pub fn reconnect(&self, host: &Namespace) {
+        self.bridge.ip(&format!("link set {} master br0", host.name()));
+    }
+}
