@@ -10,11 +10,11 @@ pub mod mac;
 pub mod mtu;
 pub mod vni;
 
-pub mod netstate;
-pub mod plan;
 pub mod netlink;
 pub mod netns;
+pub mod netstate;
 pub mod packet_filter;
+pub mod plan;
 pub mod sysctl;
 
 pub mod json;

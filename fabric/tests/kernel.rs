@@ -77,6 +77,7 @@ fn tunnel_scope() -> Scope {
         neighbours: true,
         fdb: true,
         routes: Routes::OnLinksAndMarked,
+        networks: vec!["10.244.0.0/16".parse().unwrap()],
         ..Scope::default()
     }
 }
@@ -165,16 +166,27 @@ fn a_tunnel_is_changed_in_place_or_made_anew() {
 }
 
 #[test]
-fn stale_peers_and_routes_of_ours_on_other_links_go() {
+fn stale_entries_go_and_foreign_ones_stay() {
     sandboxed(|| {
         underlay();
         make(&tunnel(3));
         ip("route add 10.244.9.0/24 via 198.51.100.9 dev eth0 proto 199");
-        ip("route add 10.99.0.0/24 via 198.51.100.9 dev eth0");
+        ip("route add 10.245.9.0/24 via 198.51.100.9 dev flannel.1 onlink proto 199");
+        let foreign = [
+            "10.99.0.0/24 via 198.51.100.9 dev eth0",
+            "10.98.0.0/24 via 198.51.100.9 dev eth0 proto 199",
+            "10.97.0.0/24 via 10.244.2.0 dev flannel.1 onlink",
+        ];
+        foreign.iter().for_each(|route| drop(ip(&format!("route add {route}"))));
+        ip("addr add 172.20.0.1/32 dev flannel.1");
         make(&tunnel(1));
         let routes = ip("route show");
         assert!(!routes.contains("10.244.9.0"), "{routes}");
-        assert!(routes.contains("10.99.0.0"), "{routes}");
+        assert!(!routes.contains("10.245.9.0"), "{routes}");
+        for route in foreign {
+            assert!(routes.contains(&route[..12]), "{route} is gone:\n{routes}");
+        }
+        assert!(ip("addr show dev flannel.1").contains("172.20.0.1/32"));
     });
 }
 

@@ -41,6 +41,9 @@ pub struct Scope {
     pub fdb: bool,
     /// Which routes to read.
     pub routes: Routes,
+    /// The networks outside of which addresses and routes are somebody else's, unless a route on
+    /// one of the links carries our mark. None means that everything is ours.
+    pub networks: Vec<IpNetwork>,
     /// The kernel parameters.
     pub sysctls: BTreeSet<Sysctl>,
 }
@@ -66,8 +69,18 @@ impl Scope {
             neighbours: !desired.neighbours.is_empty(),
             fdb: !desired.fdb.is_empty(),
             routes: if desired.routes.is_empty() { Routes::None } else { Routes::OnLinks },
+            networks: Vec::new(),
             sysctls: desired.sysctls.keys().cloned().collect(),
         }
+    }
+
+    fn is_inside(&self, network: IpNetwork) -> bool {
+        let contains = |ours: &IpNetwork| {
+            ours.is_ipv4() == network.is_ipv4()
+                && ours.contains(network.ip())
+                && ours.prefix() <= network.prefix()
+        };
+        self.networks.is_empty() || self.networks.iter().any(contains)
     }
 }
 
@@ -88,7 +101,8 @@ pub fn observe(socket: &mut Socket, scope: &Scope) -> Result<NetState, NetlinkEr
     for index in names.keys() {
         if scope.addresses {
             let rows = socket.dump("addresses", &addresses_on(*index))?;
-            state.addresses.extend(rows.iter().filter_map(|row| decode_address(row, &names)));
+            let addresses = rows.iter().filter_map(|row| decode_address(row, &names));
+            state.addresses.extend(addresses.filter(|address| scope.is_inside(address.ip)));
         }
         if scope.neighbours {
             let rows = socket.dump("neighbours", &neighbours_on(*index))?;
@@ -100,7 +114,7 @@ pub fn observe(socket: &mut Socket, scope: &Scope) -> Result<NetState, NetlinkEr
         }
     }
     if scope.routes != Routes::None {
-        state.routes = observe_routes(socket, scope.routes, names)?;
+        state.routes = observe_routes(socket, scope, names)?;
     }
     for key in &scope.sysctls {
         if let Ok(value) = sysctl::read(key) {
@@ -330,7 +344,7 @@ fn permanent<'a>(
 
 fn observe_routes(
     socket: &mut Socket,
-    which: Routes,
+    scope: &Scope,
     mut names: BTreeMap<u32, LinkName>,
 ) -> Result<BTreeMap<RouteKey, Route>, NetlinkError> {
     let mut routes = BTreeMap::new();
@@ -341,10 +355,16 @@ fn observe_routes(
             let RouteNetlinkMessage::NewRoute(message) = row else { continue };
             let Some(index) = output_interface(&message) else { continue };
             let marked = message.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL);
-            if which == Routes::OnLinksAndMarked && marked && !names.contains_key(&index) {
+            let everywhere = scope.routes == Routes::OnLinksAndMarked;
+            if everywhere && marked && !names.contains_key(&index) {
                 names.extend(socket.name_of(index)?.map(|name| (index, name)));
             }
-            routes.extend(names.get(&index).and_then(|link| decode_route(&message, *link)));
+            let route = names.get(&index).and_then(|link| decode_route(&message, *link));
+            let is_ours = |(key, route): &(RouteKey, Route)| {
+                let on_link = scope.links.contains(&route.link);
+                scope.is_inside(key.destination) || (on_link && marked)
+            };
+            routes.extend(route.filter(is_ours));
         }
     }
     Ok(routes)

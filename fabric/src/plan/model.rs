@@ -19,10 +19,10 @@ pub(super) enum Refusal {
 }
 
 /// Does the plan on a copy of `state`.
-pub(super) fn run(state: &NetState, plan: &Plan) -> Result<NetState, (Op, Refusal)> {
+pub(super) fn run(state: &NetState, plan: &Plan) -> Result<NetState, Box<(Op, Refusal)>> {
     let mut model = Model(state.clone());
     for op in &plan.ops {
-        model.run(op).map_err(|refusal| (op.clone(), refusal))?;
+        model.run(op).map_err(|refusal| Box::new((op.clone(), refusal)))?;
     }
     Ok(model.0)
 }

@@ -188,7 +188,8 @@ proptest! {
     #[test]
     fn the_plan_leads_from_any_state_to_any_other(desired in states(), observed in states()) {
         let plan = diff(&desired, &observed);
-        let mut reached = model::run(&observed, &plan).map_err(|(op, refusal)| {
+        let mut reached = model::run(&observed, &plan).map_err(|refused| {
+            let (op, refusal) = *refused;
             TestCaseError::fail(format!("{refusal:?}: {op}\nof the plan\n{plan}"))
         })?;
         // Parameters are set and never restored.

@@ -1,0 +1,222 @@
+//! The life of the agent: what is read at the start, and what then runs side by side.
+//!
+//!     configuration ─▶ interface ─▶ backend ─▶ lease ─▶ { watch, renewal, kernel, reconciler }
+//!
+//! What can heal is waited for; what cannot ends the start with one line. Nothing that was made in
+//! the kernel is removed at the end.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use fabric::mac::MacAddr;
+use fabric::subnet_file::SubnetFile;
+use ipnetwork::{IpNetwork, Ipv4Network};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tracing::{info, warn};
+
+use crate::backend::{self, Backend, BackendError};
+use crate::cli::{Options, StoreOptions};
+use crate::config::{ConfigError, NetworkConfig, Pool};
+use crate::external_interface::{self, ExternalInterface, NoInterface};
+use crate::kernel::{self, Kernel};
+use crate::lease::acquire::Request;
+use crate::lease::{Attributes, LeaseKey};
+use crate::masquerade::RuleOptions;
+use crate::reconciler::{self, Channels, Node};
+use crate::shutdown::Shutdown;
+use crate::store::{DirectoryStore, EtcdStore, LeaseStore, StoreError};
+use crate::{health, renewal, retry};
+
+/// The network configuration is asked for this often until there is a valid one.
+const CONFIG_RETRY: Duration = Duration::from_secs(1);
+/// Updates that wait for the loop; a store that is faster waits itself.
+const UPDATES: usize = 1024;
+
+/// Why the node cannot start.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StartError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    NoInterface(#[from] NoInterface),
+    #[error("the network configuration cannot be used: {0}")]
+    Backend(#[from] BackendError),
+    #[error("the network configuration cannot be used: {0}")]
+    Family(&'static str),
+    #[error("cannot ask the kernel about interfaces")]
+    Inventory(#[from] fabric::netlink::NetlinkError),
+    #[error("cannot listen on {address} for probes; see --healthz-ip and --healthz-port")]
+    Health {
+        address: SocketAddr,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("cannot {attempt}")]
+    System {
+        attempt: &'static str,
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// No valid configuration yet.
+#[derive(Debug, thiserror::Error)]
+enum NoConfig {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+}
+
+/// Runs until a signal ends it.
+pub(crate) fn run(options: Options) -> Result<(), StartError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(system("start the event loop"))?;
+    runtime.block_on(async {
+        let mut shutdown = Shutdown::listen().map_err(system("listen for signals"))?;
+        tokio::select! {
+            () = shutdown.requested() => Ok(()),
+            ended = start(options) => ended,
+        }
+    })
+}
+
+async fn start(options: Options) -> Result<(), StartError> {
+    info!(version = env!("CARGO_PKG_VERSION"), "flanneld starts");
+    for reason in &options.ignored {
+        warn!("a variable of the environment was left out: {reason}");
+    }
+    let (ready, is_ready) = watch::channel(false);
+    let probes = match options.health {
+        Some(address) => Some(
+            health::bind(address).await.map_err(|source| StartError::Health { address, source })?,
+        ),
+        None => None,
+    };
+    tokio::select! {
+        () = answer(probes, is_ready) => Ok(()),
+        ended = with_store(options, ready) => ended,
+    }
+}
+
+async fn answer(probes: Option<TcpListener>, is_ready: watch::Receiver<bool>) {
+    match probes {
+        Some(listener) => health::serve(listener, is_ready).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn with_store(options: Options, ready: watch::Sender<bool>) -> Result<(), StartError> {
+    match options.store {
+        StoreOptions::Etcd(ref etcd) => serve(EtcdStore::open(etcd.clone())?, options, ready).await,
+        StoreOptions::Directory { ref path, ref net_config } => {
+            let store = DirectoryStore::open(path.clone(), net_config.clone())?;
+            serve(store, options, ready).await
+        }
+    }
+}
+
+async fn serve(
+    store: impl LeaseStore,
+    options: Options,
+    ready: watch::Sender<bool>,
+) -> Result<(), StartError> {
+    let config = network_config(&store).await;
+    let (pool, network) = ipv4_pool(&config)?;
+    let interface = external_interface(&options)?;
+    let backend = backend::configure(&config.backend, pool.network, &interface, |device| {
+        kernel::mac_of(device).unwrap_or_else(|| MacAddr::local(rand::random()))
+    })?;
+    let request = Request {
+        pool,
+        previous: previous_subnet(&options),
+        attributes: attributes(&backend, &interface),
+    };
+    let held = renewal::acquire(&store, &request).await;
+    let rules = RuleOptions {
+        masquerade: options.ip_masq,
+        random_fully: options.random_fully,
+        forward: options.forward_rules,
+    };
+    let links = [backend.device(), interface.name];
+    let kernel = Kernel::start().map_err(system("start the thread that speaks to the kernel"))?;
+    let node = Node { backend, network, rules, subnet_file: options.subnet_file, kernel };
+
+    let (updates, leases) = mpsc::channel(UPDATES);
+    let (published, current) = watch::channel(held);
+    let (doubts, doubted) = mpsc::channel(1);
+    let (wake, kernel_changes) = mpsc::channel(1);
+    let is_ready = ready.subscribe();
+    let channels = Channels { leases, held: current, doubts, kernel_changes, ready };
+    tokio::select! {
+        () = store.watch(updates) => Ok(()),
+        () = renewal::keep(&store, request, options.renew_margin, doubted, published) => Ok(()),
+        error = kernel::changes(links, wake) => Err(system("listen to the kernel")(error)),
+        () = reconciler::run(node, channels) => Ok(()),
+        () = notify_supervisor(is_ready) => Ok(()),
+    }
+}
+
+/// Waits for a valid configuration, however long it takes: the administrator may just be writing it.
+async fn network_config(store: &impl LeaseStore) -> NetworkConfig {
+    let read = async || -> Result<NetworkConfig, NoConfig> {
+        Ok(NetworkConfig::parse(&store.network_config().await?)?)
+    };
+    retry::until_ok("read the network configuration", CONFIG_RETRY, read).await
+}
+
+fn ipv4_pool(config: &NetworkConfig) -> Result<(Pool, Ipv4Network), StartError> {
+    if config.ipv6.is_some() {
+        return Err(StartError::Family("EnableIPv6 is not available: leave it out"));
+    }
+    match config.ipv4 {
+        Some(pool @ Pool { network: IpNetwork::V4(network), .. }) => Ok((pool, network)),
+        _ => Err(StartError::Family("EnableIPv4 false is not available: leave it out")),
+    }
+}
+
+fn external_interface(options: &Options) -> Result<ExternalInterface, StartError> {
+    let (inventory, reach) = kernel::inventory(options.interface.can_reach)?;
+    let interface = external_interface::choose(&options.interface, &inventory, reach)?;
+    info!(
+        interface = %interface.name,
+        mtu = interface.mtu.get(),
+        address = %interface.ip,
+        public_address = %interface.public_ip,
+        "interface for the traffic between nodes chosen"
+    );
+    Ok(interface)
+}
+
+/// Returns what this node had before, as the file for the CNI plugin still says it.
+fn previous_subnet(options: &Options) -> Option<LeaseKey> {
+    SubnetFile::read(&options.subnet_file).ok()?.subnet4.map(LeaseKey::v4)
+}
+
+fn attributes(backend: &impl Backend, interface: &ExternalInterface) -> Attributes {
+    let (backend_type, backend_data) = backend.published();
+    Attributes {
+        public_ip: interface.public_ip,
+        public_ipv6: None,
+        backend_type: backend_type.to_owned(),
+        backend_data,
+        backend_v6_data: None,
+    }
+}
+
+/// Tells systemd, if it started us, when pods can be started.
+async fn notify_supervisor(mut ready: watch::Receiver<bool>) {
+    if ready.wait_for(|ready| *ready).await.is_ok()
+        && let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready])
+    {
+        warn!(%error, "the supervisor could not be told that the node is ready");
+    }
+    std::future::pending().await
+}
+
+fn system(attempt: &'static str) -> impl FnOnce(std::io::Error) -> StartError {
+    move |source| StartError::System { attempt, source }
+}

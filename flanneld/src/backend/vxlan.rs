@@ -1,0 +1,251 @@
+//! Packets between nodes as VXLAN (RFC 7348), with one tunnel device and no flooding.
+//!
+//! A peer takes three entries: who has the base address of its subnet (a neighbour), behind which
+//! node that Ethernet address lives (a forwarding entry), and that the subnet is reached by way of
+//! the base address (a route). Nothing is learned and nobody is asked.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+
+use fabric::link_name::LinkName;
+use fabric::mac::MacAddr;
+use fabric::mtu::Mtu;
+use fabric::netlink::{Routes, Scope};
+use fabric::netstate::{
+    Address, Link, LinkKind, NetState, ROUTE_PROTOCOL, Route, RouteKey, Sysctl, Vxlan as Tunnel,
+};
+use fabric::sysctl;
+use fabric::vni::Vni;
+use ipnetwork::IpNetwork;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{Backend, BackendError, Desired, Peer, Reason};
+use crate::external_interface::ExternalInterface;
+use crate::lease::{Attributes, LeaseKey};
+
+/// Outer IPv4, UDP, VXLAN and inner Ethernet headers: 20 + 8 + 8 + 14 bytes.
+const OVERHEAD: u32 = 50;
+/// What Linux takes when no port is given; older than the one assigned by IANA.
+const DEFAULT_PORT: u16 = 8472;
+
+/// The backend, configured for this node.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Vxlan {
+    network: IpNetwork,
+    device: LinkName,
+    link: Link,
+    mtu: Mtu,
+    mac: MacAddr,
+    public_ip: Ipv4Addr,
+    vni: Vni,
+    /// Kernels without IPv6 do not have the parameter.
+    has_ipv6: bool,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Options {
+    #[serde(rename = "VNI")]
+    vni: Option<i64>,
+    #[serde(rename = "Port")]
+    port: Option<i64>,
+    #[serde(rename = "MTU")]
+    mtu: Option<i64>,
+    #[serde(rename = "GBP")]
+    gbp: bool,
+    #[serde(rename = "Learning")]
+    learning: bool,
+    #[serde(rename = "DirectRouting")]
+    direct_routing: bool,
+}
+
+#[derive(Deserialize)]
+struct PeerData {
+    #[serde(rename = "VtepMAC")]
+    vtep_mac: String,
+}
+
+impl Vxlan {
+    pub(super) fn configure(
+        options: &Value,
+        network: IpNetwork,
+        interface: &ExternalInterface,
+        device_mac: impl FnOnce(LinkName) -> MacAddr,
+    ) -> Result<Self, BackendError> {
+        let options: Options = fabric::json::from_value(options.clone())?;
+        if options.direct_routing {
+            return Err(BackendError::DirectRouting);
+        }
+        let vni = options.vni();
+        let vni = vni.ok_or(options.out_of_range("VNI", options.vni, "0 to 16777215"))?;
+        let port = options.port();
+        let port = port.ok_or(options.out_of_range("Port", options.port, "0 to 65535"))?;
+        let underlay = options.underlay_mtu(interface.mtu)?;
+        let room = BackendError::Mtu { mtu: underlay.get(), overhead: OVERHEAD };
+        let mtu = underlay.inside(OVERHEAD).ok_or(room)?;
+        let device = format!("flannel.{vni}").parse().expect("16 million is no long number");
+        let mac = device_mac(device);
+        let kind = LinkKind::Vxlan(Tunnel {
+            vni,
+            port,
+            // The address of the interface: behind a NAT the host does not own the public one.
+            local: Some(IpAddr::V4(interface.ip)),
+            underlay: Some(interface.name),
+            learning: options.learning,
+            gbp: options.gbp,
+        });
+        let link = Link { mac: Some(mac), mtu: Some(mtu), ..Link::up(kind) };
+        let has_ipv6 = sysctl::has_ipv6();
+        let public_ip = interface.public_ip;
+        Ok(Self { network, device, link, mtu, mac, public_ip, vni, has_ipv6 })
+    }
+
+    /// Decides whether a peer's lease can be used, and returns its Ethernet address.
+    fn admit(&self, own: &LeaseKey, peer: &Peer<'_>) -> Result<MacAddr, Reason> {
+        let Attributes { public_ip, backend_type, backend_data, .. } = peer.attributes;
+        let subnet = peer.subnet.ipv4;
+        let inside = self.network.contains(subnet.network().into())
+            && self.network.prefix() <= subnet.prefix();
+        if !inside {
+            return Err(Reason::OutsideNetwork(self.network));
+        }
+        if !peer.subnet.is_network() {
+            return Err(Reason::HostBits);
+        }
+        if peer.subnet.overlaps(own) {
+            return Err(Reason::OverlapsOwn);
+        }
+        if backend_type != "vxlan" {
+            return Err(Reason::BackendType(backend_type.clone()));
+        }
+        if *public_ip == self.public_ip {
+            return Err(Reason::OurPublicIp(*public_ip));
+        }
+        if !can_be_a_node(*public_ip) {
+            return Err(Reason::PublicIp(*public_ip));
+        }
+        let mac = mac_of(backend_data.as_ref()).map_err(Reason::BackendData)?;
+        if mac == self.mac { Err(Reason::SameMac("this node".to_owned())) } else { Ok(mac) }
+    }
+}
+
+impl Options {
+    fn vni(&self) -> Option<Vni> {
+        u32::try_from(self.vni.unwrap_or(1)).ok().and_then(Vni::new)
+    }
+
+    fn port(&self) -> Option<u16> {
+        match self.port {
+            None | Some(0) => Some(DEFAULT_PORT),
+            Some(port) => u16::try_from(port).ok(),
+        }
+    }
+
+    /// The option is the MTU of the network between nodes, not that of pods.
+    fn underlay_mtu(&self, interface: Mtu) -> Result<Mtu, BackendError> {
+        match self.mtu {
+            None | Some(0) => Ok(interface),
+            Some(mtu) => {
+                let wrong = self.out_of_range("MTU", Some(mtu), "118 to 65535");
+                u32::try_from(mtu).ok().and_then(Mtu::new).ok_or(wrong)
+            }
+        }
+    }
+
+    fn out_of_range(
+        &self,
+        key: &'static str,
+        value: Option<i64>,
+        expected: &'static str,
+    ) -> BackendError {
+        BackendError::Range { key, value: value.unwrap_or_default(), expected }
+    }
+}
+
+impl Backend for Vxlan {
+    fn published(&self) -> (&'static str, Option<Value>) {
+        ("vxlan", Some(json!({ "VNI": self.vni.get(), "VtepMAC": self.mac.to_string() })))
+    }
+
+    fn pod_mtu(&self) -> Mtu {
+        self.mtu
+    }
+
+    fn device(&self) -> LinkName {
+        self.device
+    }
+
+    fn scope(&self, network: IpNetwork) -> Scope {
+        Scope {
+            links: BTreeSet::from([self.device]),
+            addresses: true,
+            neighbours: true,
+            fdb: true,
+            routes: Routes::OnLinksAndMarked,
+            networks: vec![network],
+            sysctls: self.sysctls().into_keys().collect(),
+        }
+    }
+
+    fn desired(&self, own: &LeaseKey, peers: &[Peer<'_>]) -> Desired {
+        let mut desired = Desired::default();
+        let mut macs = BTreeMap::new();
+        // In the order of their subnets, so that an overlapping one follows what it overlaps.
+        let mut last: Option<&LeaseKey> = None;
+        for peer in peers {
+            let overlapped = last.filter(|other| other.ipv4.overlaps(peer.subnet.ipv4));
+            let admitted =
+                self.admit(own, peer).and_then(|mac| match (overlapped, macs.get(&mac)) {
+                    (Some(other), _) => Err(Reason::OverlapsPeer(*other)),
+                    (None, Some(other)) => Err(Reason::SameMac(format!("{other}"))),
+                    (None, None) => Ok(mac),
+                });
+            match admitted {
+                Ok(mac) => {
+                    macs.insert(mac, *peer.subnet);
+                    last = Some(peer.subnet);
+                    self.add_peer(peer, mac, &mut desired.state);
+                }
+                Err(reason) => desired.left_out.push((*peer.subnet, reason)),
+            }
+        }
+        desired.state.links.insert(self.device, self.link.clone());
+        let ip = IpNetwork::new(own.ipv4.network().into(), 32).expect("32 bits fit");
+        desired.state.addresses.insert(Address { link: self.device, ip });
+        desired.state.sysctls = self.sysctls();
+        desired
+    }
+}
+
+impl Vxlan {
+    fn add_peer(&self, peer: &Peer<'_>, mac: MacAddr, state: &mut NetState) {
+        let link = self.device;
+        let gateway = IpAddr::V4(peer.subnet.ipv4.network());
+        state.neighbours.insert((link, gateway), mac);
+        state.fdb.insert((link, mac), IpAddr::V4(peer.attributes.public_ip));
+        let route = Route { link, via: Some(gateway), onlink: true, protocol: ROUTE_PROTOCOL };
+        state.routes.insert(RouteKey::main(peer.subnet.subnet4()), route);
+    }
+
+    fn sysctls(&self) -> BTreeMap<Sysctl, String> {
+        // What another node sends through the tunnel is no router advertisement for this one.
+        let accept_ra = (Sysctl::ipv6(self.device, "accept_ra"), "0".to_owned());
+        self.has_ipv6.then_some(accept_ra).into_iter().collect()
+    }
+}
+
+fn can_be_a_node(ip: Ipv4Addr) -> bool {
+    !(ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || ip.is_broadcast())
+}
+
+fn mac_of(data: Option<&Value>) -> Result<MacAddr, String> {
+    let data = data.ok_or("there is none")?;
+    let data: PeerData =
+        fabric::json::from_value(data.clone()).map_err(|error| error.to_string())?;
+    let mac: MacAddr = data.vtep_mac.parse().map_err(|error| format!("VtepMAC {error}"))?;
+    if mac.is_unicast() { Ok(mac) } else { Err(format!("VtepMAC {mac} is not of one station")) }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,158 @@
+use fabric::plan::diff;
+
+use super::*;
+use crate::lease::wire;
+
+fn interface() -> ExternalInterface {
+    ExternalInterface {
+        name: "eth0".parse().unwrap(),
+        mtu: Mtu::new(1500).unwrap(),
+        ip: Ipv4Addr::new(198, 51, 100, 1),
+        public_ip: Ipv4Addr::new(203, 0, 113, 1),
+    }
+}
+
+fn configure(options: Value) -> Result<Vxlan, BackendError> {
+    let network = "10.244.0.0/16".parse().unwrap();
+    let vxlan = Vxlan::configure(&options, network, &interface(), |_| MacAddr([2, 0, 0, 0, 0, 1]));
+    vxlan.map(|vxlan| Vxlan { has_ipv6: true, ..vxlan })
+}
+
+fn key(text: &str) -> LeaseKey {
+    LeaseKey::parse(text).unwrap()
+}
+
+fn attributes(last: u8, mac: &str) -> Attributes {
+    let json = format!(
+        r#"{{"PublicIP":"198.51.100.{last}","BackendType":"vxlan","BackendData":{{"VtepMAC":"{mac}"}}}}"#
+    );
+    wire::decode(json.as_bytes()).unwrap()
+}
+
+fn desired(leases: &[(LeaseKey, Attributes)]) -> Desired {
+    let peers: Vec<_> =
+        leases.iter().map(|(subnet, attributes)| Peer { subnet, attributes }).collect();
+    configure(json!({})).unwrap().desired(&key("10.244.1.0-24"), &peers)
+}
+
+#[test]
+fn a_node_with_one_peer() {
+    let desired = desired(&[(key("10.244.2.0-24"), attributes(2, "02:00:00:00:00:02"))]);
+    assert_eq!(desired.left_out, []);
+    assert_eq!(
+        diff(&desired.state, &NetState::default()).to_string(),
+        "\
+ip link add flannel.1 address 02:00:00:00:00:01 mtu 1450 type vxlan id 1 local 198.51.100.1 \
+dev eth0 dstport 8472 nolearning
+sysctl -w net/ipv6/conf/flannel.1/accept_ra=0
+ip address replace 10.244.1.0/32 dev flannel.1
+ip link set flannel.1 up
+ip neigh replace 10.244.2.0 lladdr 02:00:00:00:00:02 dev flannel.1 nud permanent
+bridge fdb replace 02:00:00:00:00:02 dev flannel.1 dst 198.51.100.2 self permanent
+ip route replace 10.244.2.0/24 via 10.244.2.0 dev flannel.1 proto 199 onlink
+"
+    );
+}
+
+#[test]
+fn options_shape_the_device() {
+    let options = json!({"vni": 4096, "PORT": 4789, "MTU": 9000, "Learning": true, "GBP": true});
+    let vxlan = configure(options).unwrap();
+    let own = key("10.244.1.0-24");
+    let plan = diff(&vxlan.desired(&own, &[]).state, &NetState::default()).to_string();
+    assert!(
+        plan.starts_with(
+            "ip link add flannel.4096 address 02:00:00:00:00:01 mtu 8950 type vxlan id 4096 \
+             local 198.51.100.1 dev eth0 dstport 4789 learning gbp\n"
+        ),
+        "{plan}"
+    );
+    assert_eq!(vxlan.pod_mtu(), Mtu::new(8950).unwrap());
+    let (kind, data) = vxlan.published();
+    assert_eq!(kind, "vxlan");
+    assert_eq!(data.unwrap().to_string(), r#"{"VNI":4096,"VtepMAC":"02:00:00:00:00:01"}"#);
+}
+
+#[test]
+fn options_that_cannot_be_are_refused() {
+    for (options, text) in [
+        (json!({"VNI": 16_777_216}), "Backend.VNI 16777216 is out of range: want 0 to 16777215"),
+        (json!({"VNI": -1}), "Backend.VNI -1 is out of range: want 0 to 16777215"),
+        (json!({"Port": 65_536}), "Backend.Port 65536 is out of range: want 0 to 65535"),
+        (json!({"MTU": 60}), "Backend.MTU 60 is out of range: want 118 to 65535"),
+        (
+            json!({"MTU": 100}),
+            "MTU 100 leaves no room for pods: 50 bytes are added to every packet",
+        ),
+        (
+            json!({"DirectRouting": true}),
+            "Backend.DirectRouting is not available: leave it out or set it to false",
+        ),
+    ] {
+        assert_eq!(configure(options).unwrap_err().to_string(), text);
+    }
+    assert!(matches!(configure(json!({"VNI": "1"})), Err(BackendError::Json(_))));
+}
+
+#[test]
+fn a_peer_that_makes_no_sense_is_left_out_and_the_others_stay() {
+    let mac = |last: u8| format!("02:00:00:00:01:{last:02x}");
+    let good = |subnet: &str, last: u8| (key(subnet), attributes(last, &mac(last)));
+    let mut other_backend = good("10.244.9.0-24", 9);
+    other_backend.1.backend_type = "host-gw".to_owned();
+    let mut no_data = good("10.244.10.0-24", 10);
+    no_data.1.backend_data = None;
+    let mut no_address = good("10.244.11.0-24", 11);
+    no_address.1.public_ip = Ipv4Addr::UNSPECIFIED;
+    let mut ours = good("10.244.12.0-24", 12);
+    ours.1.public_ip = Ipv4Addr::new(203, 0, 113, 1);
+    let leases = [
+        (key("10.243.0.0-24"), attributes(20, &mac(20))),
+        (key("10.244.0.0-23"), attributes(21, &mac(21))),
+        good("10.244.2.0-24", 2),
+        (key("10.244.3.0-24"), attributes(3, &mac(2))),
+        (key("10.244.4.0-24"), attributes(4, "ff:ff:ff:ff:ff:ff")),
+        (key("10.244.5.0-24"), attributes(5, "02:00:00:00:00:01")),
+        (key("10.244.6.0-22"), attributes(6, &mac(6))),
+        (key("10.244.8.0-22"), attributes(8, &mac(8))),
+        other_backend,
+        no_data,
+        no_address,
+        ours,
+        (key("0.0.0.0-0"), attributes(30, &mac(30))),
+        good("10.244.20.0-24", 40),
+    ];
+    let desired = desired(&leases);
+    let routes: Vec<_> =
+        desired.state.routes.keys().map(|key| key.destination.to_string()).collect();
+    assert_eq!(routes, ["10.244.2.0/24", "10.244.8.0/22", "10.244.20.0/24"]);
+    let left_out: Vec<_> =
+        desired.left_out.iter().map(|(key, reason)| format!("{key}: {reason}")).collect();
+    assert_eq!(
+        left_out,
+        [
+            "10.243.0.0-24: its subnet is not inside the network 10.244.0.0/16",
+            "10.244.0.0-23: its subnet overlaps our own",
+            "10.244.3.0-24: its Ethernet address is that of 10.244.2.0-24",
+            "10.244.4.0-24: its backend data does not decode: VtepMAC ff:ff:ff:ff:ff:ff is not of \
+             one station",
+            "10.244.5.0-24: its Ethernet address is that of this node",
+            "10.244.6.0-22: its key has host bits",
+            "10.244.9.0-24: its backend is \"host-gw\", not vxlan",
+            "10.244.10.0-24: its backend data does not decode: there is none",
+            "10.244.11.0-24: its public address 0.0.0.0 cannot be that of a node",
+            "10.244.12.0-24: its public address 203.0.113.1 is ours",
+            "0.0.0.0-0: its subnet is not inside the network 10.244.0.0/16",
+        ]
+    );
+}
+
+#[test]
+fn a_peer_inside_the_subnet_of_another_is_left_out() {
+    let leases = [
+        (key("10.244.8.0-22"), attributes(8, "02:00:00:00:01:08")),
+        (key("10.244.9.0-24"), attributes(9, "02:00:00:00:01:09")),
+    ];
+    let reason = Reason::OverlapsPeer(key("10.244.8.0-22"));
+    assert_eq!(desired(&leases).left_out, [(key("10.244.9.0-24"), reason)]);
+}

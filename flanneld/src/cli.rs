@@ -1,0 +1,285 @@
+//! The command line and its environment form, by the rules of Go's `flag` package.
+//!
+//! Manifests and unit files of flannel are passed as they are, so the syntax is theirs: one dash or
+//! two, `-flag=value` or `-flag value`, switches without a value or with `=`. [`Options`] is what
+//! was typed, checked one flag at a time; what it means together is decided where it is used.
+
+mod flags;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub(crate) use flags::usage;
+use flags::{FLAGS, Flag, Kind};
+
+/// What the command line asks for.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// Be the node agent.
+    Run(Box<Options>),
+    /// Print the version.
+    Version,
+    /// Print the usage.
+    Help,
+}
+
+/// How the agent shall run.
+#[derive(Debug)]
+pub(crate) struct Options {
+    pub(crate) store: StoreOptions,
+    pub(crate) interface: InterfaceOptions,
+    pub(crate) subnet_file: PathBuf,
+    pub(crate) renew_margin: Duration,
+    pub(crate) ip_masq: bool,
+    pub(crate) random_fully: bool,
+    pub(crate) forward_rules: bool,
+    pub(crate) health: Option<SocketAddr>,
+    pub(crate) verbosity: i64,
+    /// Variables of the environment that were left out, and why.
+    pub(crate) ignored: Vec<String>,
+}
+
+/// Where leases are kept.
+#[derive(Debug)]
+pub(crate) enum StoreOptions {
+    Etcd(EtcdOptions),
+    /// A directory on this machine, and the network configuration to use if it holds none.
+    Directory {
+        path: PathBuf,
+        net_config: PathBuf,
+    },
+}
+
+/// How to reach etcd.
+#[derive(Clone, Debug)]
+pub(crate) struct EtcdOptions {
+    pub(crate) endpoints: Vec<String>,
+    pub(crate) prefix: String,
+    pub(crate) key_file: Option<PathBuf>,
+    pub(crate) cert_file: Option<PathBuf>,
+    pub(crate) ca_file: Option<PathBuf>,
+    pub(crate) user: Option<(String, Secret)>,
+}
+
+/// Which interface carries the traffic between nodes.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct InterfaceOptions {
+    pub(crate) names: Vec<String>,
+    pub(crate) regexes: Vec<String>,
+    pub(crate) can_reach: Option<IpAddr>,
+    pub(crate) public_ip: Option<Ipv4Addr>,
+}
+
+/// A text that never shows in logs.
+#[derive(Clone)]
+pub(crate) struct Secret(pub(crate) String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("…")
+    }
+}
+
+/// Why the command line is refused.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum UsageError {
+    #[error("flag provided but not defined: -{0}; see --help")]
+    Unknown(String),
+    #[error("flag needs an argument: -{0}")]
+    NoValue(String),
+    #[error("invalid value {value:?} for flag -{flag}: {expected}")]
+    Value { flag: &'static str, value: String, expected: String },
+    #[error("flag -{flag} is not available: {instead}")]
+    NotAvailable { flag: &'static str, instead: &'static str },
+}
+
+/// Reads the arguments, without the name of the program, and `FLANNELD_…` variables for whatever
+/// they leave open.
+pub(crate) fn parse(
+    arguments: impl IntoIterator<Item = String>,
+    environment: impl Fn(&str) -> Option<String>,
+) -> Result<Command, UsageError> {
+    let mut typed = match Typed::from_arguments(arguments.into_iter())? {
+        Some(typed) => typed,
+        None => return Ok(Command::Help),
+    };
+    if typed.switch("version") {
+        return Ok(Command::Version);
+    }
+    typed.add_environment(environment);
+    typed.options().map(|options| Command::Run(Box::new(options)))
+}
+
+/// The values of flags, each checked to be of the flag's kind.
+#[derive(Default)]
+struct Typed {
+    values: BTreeMap<&'static str, Vec<String>>,
+    ignored: Vec<String>,
+}
+
+impl Typed {
+    /// Returns `None` if help is asked for.
+    fn from_arguments(
+        mut arguments: impl Iterator<Item = String>,
+    ) -> Result<Option<Self>, UsageError> {
+        let mut typed = Self::default();
+        while let Some(argument) = arguments.next() {
+            // As in Go, the first argument that is no flag ends the flags, and so does "--".
+            let Some(flag) = argument.strip_prefix('-').filter(|rest| !rest.is_empty()) else {
+                break;
+            };
+            let flag = flag.strip_prefix('-').unwrap_or(flag);
+            if flag.is_empty() {
+                break;
+            }
+            let (name, value) = flag.split_once('=').map_or((flag, None), |(n, v)| (n, Some(v)));
+            if name == "h" || name == "help" {
+                return Ok(None);
+            }
+            let known = FLAGS.iter().find(|known| known.name == name);
+            let known = known.ok_or_else(|| UsageError::Unknown(name.to_owned()))?;
+            let value = match (value, known.kind) {
+                (Some(value), _) => value.to_owned(),
+                (None, Kind::Switch) => "true".to_owned(),
+                (None, _) => {
+                    arguments.next().ok_or_else(|| UsageError::NoValue(name.to_owned()))?
+                }
+            };
+            typed.set(known, value)?;
+        }
+        Ok(Some(typed))
+    }
+
+    fn set(&mut self, flag: &Flag, value: String) -> Result<(), UsageError> {
+        flag.kind.check(&value).map_err(|expected| UsageError::Value {
+            flag: flag.name,
+            value: if flag.secret { "…".to_owned() } else { value.clone() },
+            expected,
+        })?;
+        let values = self.values.entry(flag.name).or_default();
+        if flag.kind != Kind::Texts {
+            values.clear();
+        }
+        values.push(value);
+        Ok(())
+    }
+
+    /// A variable that does not parse is left out, as it always was: a node must not lose its
+    /// network because of a variable that happens to begin like ours.
+    fn add_environment(&mut self, environment: impl Fn(&str) -> Option<String>) {
+        for flag in FLAGS.iter().filter(|flag| flag.name != "version") {
+            let variable =
+                format!("FLANNELD_{}", flag.name.to_uppercase().replace(['-', '.'], "_"));
+            let value = environment(&variable).filter(|value| !value.is_empty());
+            if let Some(value) = value.filter(|_| !self.values.contains_key(flag.name))
+                && let Err(error) = self.set(flag, value)
+            {
+                self.ignored.push(format!("{variable}: {error}"));
+            }
+        }
+    }
+
+    fn options(self) -> Result<Options, UsageError> {
+        self.refuse_what_is_not_available()?;
+        let health = match self.number("healthz-port")? {
+            ..=0 => None,
+            port => Some(SocketAddr::new(
+                self.parsed("healthz-ip", "an IP address")?.unwrap_or(Ipv4Addr::UNSPECIFIED.into()),
+                u16::try_from(port).map_err(|_| self.invalid("healthz-port", "at most 65535"))?,
+            )),
+        };
+        let margin = self.number("subnet-lease-renew-margin")?;
+        if !(1..1440).contains(&margin) {
+            return Err(self.invalid("subnet-lease-renew-margin", "minutes from 1 to 1439"));
+        }
+        Ok(Options {
+            store: self.store(),
+            interface: self.interface()?,
+            subnet_file: self.text("subnet-file").into(),
+            renew_margin: Duration::from_secs(margin.unsigned_abs() * 60),
+            ip_masq: self.switch("ip-masq"),
+            random_fully: !self.switch("ip-masq-fully-random-disable"),
+            forward_rules: self.switch("iptables-forward-rules"),
+            health,
+            verbosity: self.number("v")?,
+            ignored: self.ignored,
+        })
+    }
+
+    fn refuse_what_is_not_available(&self) -> Result<(), UsageError> {
+        let kubernetes = "leases are kept in etcd or, with --lease-dir, in a directory";
+        let blackhole = "leave it out";
+        let not_yet = [("kube-subnet-mgr", kubernetes), ("ip-blackhole-route", blackhole)];
+        match not_yet.into_iter().find(|(flag, _)| self.switch(flag)) {
+            Some((flag, instead)) => Err(UsageError::NotAvailable { flag, instead }),
+            None => Ok(()),
+        }
+    }
+
+    fn store(&self) -> StoreOptions {
+        if let Some(path) = self.path("lease-dir") {
+            return StoreOptions::Directory {
+                path,
+                net_config: self.text("net-config-path").into(),
+            };
+        }
+        let user = Some(self.text("etcd-username")).filter(|name| !name.is_empty());
+        StoreOptions::Etcd(EtcdOptions {
+            endpoints: self.text("etcd-endpoints").split(',').map(str::to_owned).collect(),
+            prefix: self.text("etcd-prefix"),
+            key_file: self.path("etcd-keyfile"),
+            cert_file: self.path("etcd-certfile"),
+            ca_file: self.path("etcd-cafile"),
+            user: user.map(|name| (name, Secret(self.text("etcd-password")))),
+        })
+    }
+
+    fn interface(&self) -> Result<InterfaceOptions, UsageError> {
+        // Only IPv4 is served so far; the value is checked all the same.
+        self.parsed::<Ipv6Addr>("public-ipv6", "an IPv6 address")?;
+        Ok(InterfaceOptions {
+            names: self.values.get("iface").cloned().unwrap_or_default(),
+            regexes: self.values.get("iface-regex").cloned().unwrap_or_default(),
+            can_reach: self.parsed("iface-can-reach", "an IP address")?,
+            public_ip: self.parsed("public-ip", "an IPv4 address")?,
+        })
+    }
+
+    fn text(&self, name: &'static str) -> String {
+        let given = self.values.get(name).and_then(|values| values.last());
+        given.cloned().unwrap_or_else(|| flags::default(name).to_owned())
+    }
+
+    fn path(&self, name: &'static str) -> Option<PathBuf> {
+        Some(self.text(name)).filter(|path| !path.is_empty()).map(PathBuf::from)
+    }
+
+    fn switch(&self, name: &'static str) -> bool {
+        flags::parse_switch(&self.text(name)).unwrap_or(false)
+    }
+
+    fn number(&self, name: &'static str) -> Result<i64, UsageError> {
+        flags::parse_number(&self.text(name)).ok_or_else(|| self.invalid(name, "a whole number"))
+    }
+
+    fn parsed<T: std::str::FromStr>(
+        &self,
+        name: &'static str,
+        expected: &str,
+    ) -> Result<Option<T>, UsageError> {
+        match self.text(name).as_str() {
+            "" => Ok(None),
+            text => text.parse().map(Some).map_err(|_| self.invalid(name, expected)),
+        }
+    }
+
+    fn invalid(&self, flag: &'static str, expected: &str) -> UsageError {
+        UsageError::Value { flag, value: self.text(flag), expected: format!("want {expected}") }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,152 @@
+use super::*;
+
+fn parse_words(words: &str, environment: &[(&str, &str)]) -> Result<Options, UsageError> {
+    let lookup = |name: &str| {
+        environment.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned())
+    };
+    match parse(words.split_whitespace().map(str::to_owned), lookup)? {
+        Command::Run(options) => Ok(*options),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn etcd(options: Options) -> EtcdOptions {
+    match options.store {
+        StoreOptions::Etcd(etcd) => etcd,
+        StoreOptions::Directory { .. } => panic!("not etcd"),
+    }
+}
+
+#[test]
+fn defaults_are_those_of_flannel() {
+    let options = parse_words("", &[]).unwrap();
+    assert_eq!(options.subnet_file.to_str(), Some("/run/flannel/subnet.env"));
+    assert_eq!(options.renew_margin, Duration::from_secs(3600));
+    assert!(!options.ip_masq && options.random_fully && options.forward_rules);
+    assert_eq!(options.health, None);
+    let etcd = etcd(options);
+    assert_eq!(etcd.endpoints, ["http://127.0.0.1:4001", "http://127.0.0.1:2379"]);
+    assert_eq!(etcd.prefix, "/coreos.com/network");
+    assert!(etcd.user.is_none());
+}
+
+#[test]
+fn every_spelling_of_a_flag_is_understood() {
+    for words in ["-etcd-prefix=/x", "--etcd-prefix=/x", "-etcd-prefix /x", "--etcd-prefix /x"] {
+        assert_eq!(etcd(parse_words(words, &[]).unwrap()).prefix, "/x", "{words}");
+    }
+    for words in ["-ip-masq", "--ip-masq", "-ip-masq=true", "--ip-masq=T", "--ip-masq=1"] {
+        assert!(parse_words(words, &[]).unwrap().ip_masq, "{words}");
+    }
+    assert!(!parse_words("--ip-masq=F", &[]).unwrap().ip_masq);
+    assert!(!parse_words("--iptables-forward-rules=false", &[]).unwrap().forward_rules);
+}
+
+#[test]
+fn a_switch_takes_no_separate_value_and_what_is_no_flag_ends_the_flags() {
+    let options = parse_words("--ip-masq false --no-such-flag", &[]).unwrap();
+    assert!(options.ip_masq);
+    assert!(!parse_words("-- --ip-masq", &[]).unwrap().ip_masq);
+    assert!(!parse_words("- --ip-masq", &[]).unwrap().ip_masq);
+}
+
+#[test]
+fn a_list_collects_and_the_last_of_the_others_wins() {
+    let options =
+        parse_words("--iface=eth0 -iface eth1 --public-ip=1.1.1.1 --public-ip=2.2.2.2", &[]);
+    let interface = options.unwrap().interface;
+    assert_eq!(interface.names, ["eth0", "eth1"]);
+    assert_eq!(interface.public_ip, Some(Ipv4Addr::new(2, 2, 2, 2)));
+}
+
+#[test]
+fn numbers_are_those_of_go() {
+    for (text, number) in [
+        ("60", Some(60)),
+        ("-1", Some(-1)),
+        ("+7", Some(7)),
+        ("0x3C", Some(60)),
+        ("0o74", Some(60)),
+        ("074", Some(60)),
+        ("0b11", Some(3)),
+        ("1_000", Some(1000)),
+        ("0", Some(0)),
+        ("", None),
+        ("1.5", None),
+        ("0x", None),
+        ("--1", None),
+        ("0x-1", None),
+        ("5s", None),
+    ] {
+        assert_eq!(flags::parse_number(text), number, "{text}");
+    }
+}
+
+#[test]
+fn the_environment_fills_what_the_command_line_leaves_open() {
+    let environment = [
+        ("FLANNELD_ETCD_PREFIX", "/env"),
+        ("FLANNELD_IFACE", "eth0,eth1"),
+        ("FLANNELD_IP_MASQ", ""),
+        ("FLANNELD_V", "4"),
+        ("FLANNELD_HEALTHZ_PORT", "many"),
+        ("FLANNELD_VERSION", "true"),
+    ];
+    let options = parse_words("--v=2", &environment).unwrap();
+    assert_eq!(options.verbosity, 2);
+    assert_eq!(options.interface.names, ["eth0,eth1"]);
+    assert!(!options.ip_masq);
+    assert_eq!(options.health, None);
+    assert_eq!(options.ignored.len(), 1);
+    assert!(options.ignored[0].contains("FLANNELD_HEALTHZ_PORT"), "{:?}", options.ignored);
+    assert_eq!(etcd(options).prefix, "/env");
+}
+
+#[test]
+fn bad_flags_name_what_is_wrong() {
+    for (words, text) in [
+        ("--subnet-dir=/x", "flag provided but not defined: -subnet-dir; see --help"),
+        ("--etcd-prefix", "flag needs an argument: -etcd-prefix"),
+        ("--ip-masq=maybe", "invalid value \"maybe\" for flag -ip-masq: want true or false"),
+        ("--v=x", "invalid value \"x\" for flag -v: want a whole number"),
+        (
+            "--public-ip=fe80::1",
+            "invalid value \"fe80::1\" for flag -public-ip: want an IPv4 address",
+        ),
+        (
+            "--healthz-port=70000",
+            "invalid value \"70000\" for flag -healthz-port: want at most 65535",
+        ),
+        (
+            "--subnet-lease-renew-margin=1440",
+            "invalid value \"1440\" for flag -subnet-lease-renew-margin: want minutes from 1 to 1439",
+        ),
+        (
+            "--kube-subnet-mgr",
+            "flag -kube-subnet-mgr is not available: leases are kept in etcd or, with --lease-dir, \
+             in a directory",
+        ),
+    ] {
+        assert_eq!(parse_words(words, &[]).unwrap_err().to_string(), text);
+    }
+}
+
+#[test]
+fn a_password_is_never_shown() {
+    let options = parse_words("--etcd-username=u --etcd-password=hush", &[]).unwrap();
+    assert!(!format!("{options:?}").contains("hush"));
+}
+
+#[test]
+fn help_and_version_come_first() {
+    let none = |_: &str| None;
+    for words in ["-h", "--help", "--ip-masq -help"] {
+        let command = parse(words.split_whitespace().map(str::to_owned), none);
+        assert!(matches!(command, Ok(Command::Help)), "{words}");
+    }
+    assert!(matches!(parse(["-version".to_owned()], none), Ok(Command::Version)));
+    let usage = usage();
+    for flag in FLAGS {
+        assert!(usage.contains(&format!("--{}", flag.name)), "{} is missing", flag.name);
+    }
+}

@@ -1,0 +1,210 @@
+//! The thread that speaks to the kernel, and the notifications that wake the loop.
+//!
+//!     reconciler ──Wanted──▶ applier thread: observe, compare, apply ──Outcome──▶ reconciler
+//!     kernel ──multicast──▶ changes() ──()──▶ reconciler
+//!
+//! Reading and writing is synchronous on one socket of its own thread. Notifications come on a
+//! socket of their own and carry no work: whatever changed is found by comparing.
+
+use std::sync::mpsc as blocking;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use fabric::link_name::LinkName;
+use fabric::netlink::{ApplyError, NetlinkError, Report, Scope, Socket, converge};
+use fabric::netstate::{NetState, ROUTE_PROTOCOL};
+use fabric::packet_filter::nft::Nft;
+use fabric::packet_filter::{self, Ruleset};
+use futures_util::StreamExt;
+use rtnetlink::MulticastGroup;
+use rtnetlink::packet_core::NetlinkPayload;
+use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
+use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol};
+use tokio::sync::{mpsc, oneshot};
+use tracing::{debug, warn};
+
+use crate::errors::chain;
+
+/// What the kernel shall look like.
+#[derive(Debug)]
+pub(crate) struct Wanted {
+    pub(crate) scope: Scope,
+    pub(crate) state: NetState,
+    pub(crate) rules: Ruleset,
+}
+
+/// What came of it.
+#[derive(Debug, Default)]
+pub(crate) struct Outcome {
+    /// Operations that were tried, as commands.
+    pub(crate) operations: usize,
+    /// What failed of those that concern this node.
+    pub(crate) node_failures: Vec<String>,
+    /// What failed of those that concern one peer each.
+    pub(crate) peer_failures: Vec<String>,
+    /// How long it took.
+    pub(crate) duration: Duration,
+}
+
+impl Outcome {
+    /// Whether everything is as wanted.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.node_failures.is_empty() && self.peer_failures.is_empty()
+    }
+}
+
+/// The way to the applier thread.
+pub(crate) struct Kernel {
+    requests: blocking::Sender<(Wanted, oneshot::Sender<Outcome>)>,
+}
+
+impl Kernel {
+    /// Starts the thread, in the network namespace of this one. It ends with this value.
+    pub(crate) fn start() -> std::io::Result<Self> {
+        let mut socket = Socket::open()?;
+        let (requests, queue) = blocking::channel::<(Wanted, oneshot::Sender<Outcome>)>();
+        let serve = move || {
+            for (wanted, reply) in queue {
+                // Nobody waits for the answer when the program is ending.
+                let _nobody_waits = reply.send(make_true(&mut socket, &wanted));
+            }
+        };
+        thread::Builder::new().name("kernel".to_owned()).spawn(serve)?;
+        Ok(Self { requests })
+    }
+
+    /// Makes it so, as far as the kernel lets us.
+    pub(crate) async fn make_true(&self, wanted: Wanted) -> Outcome {
+        let (reply, outcome) = oneshot::channel();
+        let sent = self.requests.send((wanted, reply));
+        match (sent, outcome.await) {
+            (Ok(()), Ok(outcome)) => outcome,
+            _ => Outcome {
+                node_failures: vec!["the thread that speaks to the kernel has ended".to_owned()],
+                ..Outcome::default()
+            },
+        }
+    }
+}
+
+fn make_true(socket: &mut Socket, wanted: &Wanted) -> Outcome {
+    let start = Instant::now();
+    let mut outcome = Outcome::default();
+    match converge(socket, &wanted.scope, &wanted.state) {
+        Ok(Report { plan, failures }) => {
+            outcome.operations = plan.ops.len();
+            plan.ops.iter().for_each(|op| debug!("{op}"));
+            let (of_peers, of_node): (Vec<_>, _) =
+                failures.iter().partition(|failure| failure.op.is_per_peer());
+            outcome.peer_failures = texts(&of_peers);
+            outcome.node_failures = texts(&of_node);
+        }
+        Err(error) => outcome.node_failures.push(chain(&error)),
+    }
+    match make_rules_true(&wanted.rules) {
+        Ok(operations) => outcome.operations += operations,
+        Err(error) => outcome.node_failures.push(chain(&error)),
+    }
+    outcome.duration = start.elapsed();
+    outcome
+}
+
+fn make_rules_true(rules: &Ruleset) -> Result<usize, packet_filter::Error> {
+    let change = packet_filter::ensure(&mut Nft::open()?, rules)?;
+    change.operations.iter().for_each(|operation| debug!("nft {operation}"));
+    Ok(change.operations.len())
+}
+
+fn texts(failures: &[&ApplyError]) -> Vec<String> {
+    failures.iter().map(ToString::to_string).collect()
+}
+
+/// Takes stock of the host.
+pub(crate) fn inventory(
+    reach: Option<std::net::IpAddr>,
+) -> Result<(fabric::netlink::Inventory, crate::external_interface::Reach), NetlinkError> {
+    let mut socket = Socket::open()?;
+    let inventory = fabric::netlink::Inventory::take(&mut socket)?;
+    let reach = match reach {
+        Some(ip) => fabric::netlink::route_to(&mut socket, ip)?,
+        None => None,
+    };
+    Ok((inventory, reach))
+}
+
+/// Returns the Ethernet address of a link of this host.
+pub(crate) fn mac_of(link: LinkName) -> Option<fabric::mac::MacAddr> {
+    let scope = Scope { links: [link].into(), ..Scope::default() };
+    let state = fabric::netlink::observe(&mut Socket::open().ok()?, &scope).ok()?;
+    state.links.get(&link)?.mac
+}
+
+/// Sends a message whenever something changes on one of these links, or a route of ours does.
+/// Returns only if notifications cannot be had.
+pub(crate) async fn changes(links: [LinkName; 2], wake: mpsc::Sender<()>) -> std::io::Error {
+    let groups = [
+        MulticastGroup::Link,
+        MulticastGroup::Neigh,
+        MulticastGroup::Ipv4Ifaddr,
+        MulticastGroup::Ipv4Route,
+    ];
+    let (connection, _handle, mut messages) = match rtnetlink::new_multicast_connection(&groups) {
+        Ok(connection) => connection,
+        Err(error) => return error,
+    };
+    tokio::spawn(connection);
+    while let Some((message, _)) = messages.next().await {
+        let relevant = match &message.payload {
+            NetlinkPayload::InnerMessage(message) => concerns(message, links),
+            NetlinkPayload::Overrun(_) => {
+                warn!("the kernel's notifications came faster than they were read");
+                true
+            }
+            _ => false,
+        };
+        // A full channel means that the loop will wake up anyway.
+        if relevant && matches!(wake.try_send(()), Err(mpsc::error::TrySendError::Closed(()))) {
+            break;
+        }
+    }
+    std::io::Error::other("the kernel's notifications ended")
+}
+
+fn concerns(message: &RouteNetlinkMessage, links: [LinkName; 2]) -> bool {
+    let is_ours = |index: u32| links.iter().any(|link| index_of(*link) == Some(index));
+    match message {
+        RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link) => {
+            links.iter().any(|ours| is_named(link, *ours))
+        }
+        RouteNetlinkMessage::NewAddress(address) | RouteNetlinkMessage::DelAddress(address) => {
+            is_ours(address.header.index)
+        }
+        RouteNetlinkMessage::NewNeighbour(entry) | RouteNetlinkMessage::DelNeighbour(entry) => {
+            // Neighbours on the underlay come and go all the time.
+            index_of(links[0]) == Some(entry.header.ifindex)
+        }
+        RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
+            route.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL)
+                || leaves_by(route).is_some_and(|index| index_of(links[0]) == Some(index))
+        }
+        _ => false,
+    }
+}
+
+fn is_named(message: &LinkMessage, name: LinkName) -> bool {
+    let matches = |attribute: &LinkAttribute| matches!(attribute, LinkAttribute::IfName(text) if text == name.as_str());
+    message.attributes.iter().any(matches)
+}
+
+fn leaves_by(message: &RouteMessage) -> Option<u32> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => Some(*index),
+        _ => None,
+    })
+}
+
+/// Asks each time, because a link that is made anew has another number.
+fn index_of(link: LinkName) -> Option<u32> {
+    nix::net::if_::if_nametoindex(link.as_str()).ok()
+}

@@ -1,0 +1,97 @@
+//! The JSON of a lease, byte for byte as flannel writes it, and more lenient than that to read.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::Attributes;
+
+/// The order of the fields is the order in the text.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Encoded<'a> {
+    #[serde(rename = "PublicIP")]
+    public_ip: Ipv4Addr,
+    #[serde(rename = "PublicIPv6")]
+    public_ipv6: Option<Ipv6Addr>,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    backend_type: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    backend_data: Option<&'a Value>,
+    #[serde(rename = "BackendV6Data", skip_serializing_if = "Option::is_none")]
+    backend_v6_data: Option<&'a Value>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+struct Decoded {
+    #[serde(rename = "PublicIP")]
+    public_ip: Option<Ipv4Addr>,
+    #[serde(rename = "PublicIPv6")]
+    public_ipv6: Option<Ipv6Addr>,
+    backend_type: String,
+    backend_data: Option<Value>,
+    #[serde(rename = "BackendV6Data")]
+    backend_v6_data: Option<Value>,
+}
+
+/// Returns the value to store for a lease.
+pub(crate) fn encode(attributes: &Attributes) -> Vec<u8> {
+    let encoded = Encoded {
+        public_ip: attributes.public_ip,
+        public_ipv6: attributes.public_ipv6,
+        backend_type: &attributes.backend_type,
+        backend_data: attributes.backend_data.as_ref(),
+        backend_v6_data: attributes.backend_v6_data.as_ref(),
+    };
+    serde_json::to_vec(&encoded).expect("strings and numbers always encode")
+}
+
+/// Reads a stored value.
+pub(crate) fn decode(json: &[u8]) -> Result<Attributes, fabric::json::Error> {
+    let decoded: Decoded = fabric::json::from_slice(json)?;
+    Ok(Attributes {
+        public_ip: decoded.public_ip.unwrap_or(Ipv4Addr::UNSPECIFIED),
+        public_ipv6: decoded.public_ipv6,
+        backend_type: decoded.backend_type,
+        backend_data: decoded.backend_data,
+        backend_v6_data: decoded.backend_v6_data,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_of_every_backend_round_trip_byte_for_byte() {
+        for value in [
+            r#"{"PublicIP":"192.168.0.3","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}}"#,
+            r#"{"PublicIP":"192.168.0.3","PublicIPv6":"fd00::3","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"},"BackendV6Data":{"VNI":1,"VtepMAC":"0a:11:22:33:44:55"}}"#,
+            r#"{"PublicIP":"192.168.0.3","PublicIPv6":null,"BackendType":"host-gw"}"#,
+            r#"{"PublicIP":"192.168.0.3","PublicIPv6":null}"#,
+            r#"{"PublicIP":"192.168.0.3","PublicIPv6":null,"BackendType":"extension","BackendData":"text of a command"}"#,
+        ] {
+            let attributes = decode(value.as_bytes()).unwrap();
+            assert_eq!(String::from_utf8(encode(&attributes)).unwrap(), value);
+        }
+    }
+
+    #[test]
+    fn old_and_odd_values_are_read() {
+        let json = r#"{"publicip":"192.168.0.3","Extra":[1],"backendtype":"vxlan",
+                       "backenddata":{"VtepMAC":"c6:d2:32:6f:8f:44"}}"#;
+        let attributes = decode(json.as_bytes()).unwrap();
+        assert_eq!(attributes.public_ip, Ipv4Addr::new(192, 168, 0, 3));
+        assert_eq!(attributes.backend_type, "vxlan");
+        assert_eq!(decode(b"{}").unwrap().public_ip, Ipv4Addr::UNSPECIFIED);
+    }
+
+    #[test]
+    fn broken_values_are_refused() {
+        for json in ["", "null x", "[]", r#"{"PublicIP":"node-3"}"#, r#"{"PublicIP":3}"#] {
+            assert!(decode(json.as_bytes()).is_err(), "{json}");
+        }
+    }
+}

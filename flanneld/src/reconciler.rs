@@ -1,0 +1,220 @@
+//! The loop: keeps the kernel equal to the leases.
+//!
+//!     store ─────────LeaseUpdate──▶ ┐
+//!     renewal ───────Held─────────▶ ├─ table ─ desired() ─▶ kernel ─▶ subnet file, readiness
+//!     kernel, timers ──wake───────▶ ┘
+//!
+//! An event carries no work: it only causes a pass, which compares everything. A pass that did not
+//! achieve everything is followed by another one, with growing pauses.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use fabric::subnet_file::SubnetFile;
+use ipnetwork::{IpNetwork, Ipv4Network};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until};
+use tracing::{debug, error, info, warn};
+
+use crate::backend::{Backend, Peer, Reason};
+use crate::errors::chain;
+use crate::kernel::{Kernel, Outcome, Wanted};
+use crate::lease::table::{LeaseTable, LeaseUpdate};
+use crate::lease::{Lease, LeaseKey};
+use crate::masquerade::{self, RuleOptions};
+use crate::store::Held;
+
+/// Finds what no notification told.
+const CHECK_INTERVAL: Duration = Duration::from_secs(60);
+/// Notifications come in bursts, also for what a pass does itself.
+const SETTLE: Duration = Duration::from_millis(20);
+const RETRY_MIN: Duration = Duration::from_millis(200);
+const RETRY_MAX: Duration = Duration::from_secs(30);
+
+/// What does not change while the node runs.
+pub(crate) struct Node<B> {
+    pub(crate) backend: B,
+    pub(crate) network: Ipv4Network,
+    pub(crate) rules: RuleOptions,
+    pub(crate) subnet_file: PathBuf,
+    pub(crate) kernel: Kernel,
+}
+
+/// Where events come from and where results go.
+pub(crate) struct Channels {
+    pub(crate) leases: mpsc::Receiver<LeaseUpdate>,
+    pub(crate) held: watch::Receiver<Held>,
+    /// Told when the store holds something else under our key.
+    pub(crate) doubts: mpsc::Sender<()>,
+    pub(crate) kernel_changes: mpsc::Receiver<()>,
+    pub(crate) ready: watch::Sender<bool>,
+}
+
+/// The state of the loop.
+struct Reconciler<B> {
+    node: Node<B>,
+    own: Lease,
+    table: LeaseTable,
+    left_out: BTreeMap<LeaseKey, Reason>,
+    failures: Vec<String>,
+    /// What the subnet file holds, once it was written.
+    written: Option<SubnetFile>,
+}
+
+/// Runs until the program ends.
+pub(crate) async fn run<B: Backend>(node: Node<B>, mut channels: Channels) {
+    let own = channels.held.borrow_and_update().lease.clone();
+    let mut reconciler = Reconciler {
+        node,
+        own,
+        table: LeaseTable::default(),
+        left_out: BTreeMap::new(),
+        failures: Vec::new(),
+        written: None,
+    };
+    // Without a snapshot there is nothing to compare with: what is there would look like too much.
+    let Some(snapshot) = channels.leases.recv().await else { return };
+    reconciler.take(snapshot, &channels.doubts);
+    let mut retry = RETRY_MIN;
+    loop {
+        let done = reconciler.pass(&channels.ready).await;
+        retry = if done { RETRY_MIN } else { (retry * 2).min(RETRY_MAX) };
+        let again = Instant::now() + if done { CHECK_INTERVAL } else { retry };
+        if !reconciler.wait(&mut channels, again).await {
+            return;
+        }
+    }
+}
+
+impl<B: Backend> Reconciler<B> {
+    /// Waits for a reason for a pass. Returns false when there will be none any more.
+    async fn wait(&mut self, channels: &mut Channels, mut deadline: Instant) -> bool {
+        let mut settling = false;
+        loop {
+            tokio::select! {
+                update = channels.leases.recv() => {
+                    let Some(update) = update else { return false };
+                    let mut changed = self.take(update, &channels.doubts);
+                    while let Ok(update) = channels.leases.try_recv() {
+                        changed |= self.take(update, &channels.doubts);
+                    }
+                    if changed {
+                        return true;
+                    }
+                }
+                held = channels.held.changed() => {
+                    if held.is_err() {
+                        return false;
+                    }
+                    self.own = channels.held.borrow_and_update().lease.clone();
+                    return true;
+                }
+                change = channels.kernel_changes.recv() => {
+                    if change.is_none() {
+                        return false;
+                    }
+                    if !settling {
+                        settling = true;
+                        deadline = deadline.min(Instant::now() + SETTLE);
+                    }
+                }
+                () = sleep_until(deadline) => return true,
+            }
+        }
+    }
+
+    fn take(&mut self, update: LeaseUpdate, doubts: &mpsc::Sender<()>) -> bool {
+        match &update {
+            LeaseUpdate::Snapshot(all) => debug!(leases = all.len(), "all leases were listed"),
+            LeaseUpdate::Put(lease) => {
+                debug!(subnet = %lease.subnet, via = %lease.attributes.public_ip, "lease changed");
+            }
+            LeaseUpdate::Removed(subnet) => debug!(%subnet, "lease removed"),
+        }
+        let changed = self.table.apply(update);
+        let ours = self.table.get(&self.own.subnet);
+        if ours.is_none_or(|attributes| attributes.public_ip != self.own.attributes.public_ip) {
+            // A full channel means that the doubt is known already.
+            let _known = doubts.try_send(());
+        }
+        changed
+    }
+
+    /// Compares and corrects everything once. Returns whether all is as it shall be.
+    async fn pass(&mut self, ready: &watch::Sender<bool>) -> bool {
+        let own = self.own.subnet;
+        let network = IpNetwork::V4(self.node.network);
+        let peers: Vec<_> = self
+            .table
+            .peers(&own)
+            .map(|(subnet, attributes)| Peer { subnet, attributes })
+            .collect();
+        let desired = self.node.backend.desired(&own, &peers);
+        let peers = desired.state.routes.len();
+        let wanted = Wanted {
+            scope: self.node.backend.scope(network),
+            state: desired.state,
+            rules: masquerade::desired(self.node.rules, network, IpNetwork::V4(own.ipv4)),
+        };
+        self.report_left_out(desired.left_out);
+        let outcome = self.node.kernel.make_true(wanted).await;
+        self.report(&outcome, peers);
+        let written = outcome.node_failures.is_empty() && self.write_subnet_file();
+        ready.send_if_modified(|ready| std::mem::replace(ready, written) != written);
+        written && outcome.is_complete()
+    }
+
+    /// Tells the CNI plugin, once the node's own device and rules are there.
+    fn write_subnet_file(&mut self) -> bool {
+        let file = SubnetFile {
+            networks4: vec![self.node.network],
+            subnet4: Some(self.own.subnet.ipv4),
+            networks6: Vec::new(),
+            subnet6: None,
+            mtu: self.node.backend.pod_mtu().get(),
+            ip_masq: self.node.rules.masquerade,
+        };
+        let path = &self.node.subnet_file;
+        if self.written.as_ref() == Some(&file) && path.exists() {
+            return true;
+        }
+        match file.write(path) {
+            Ok(()) => {
+                info!(path = %path.display(), subnet = %self.own.subnet.ipv4, "subnet file written");
+                self.written = Some(file);
+                true
+            }
+            Err(error) => {
+                let reason = chain(&error);
+                error!(path = %path.display(), %reason, "the subnet file cannot be written");
+                false
+            }
+        }
+    }
+
+    fn report(&mut self, outcome: &Outcome, peers: usize) {
+        let duration_ms = outcome.duration.as_millis();
+        if outcome.operations > 0 {
+            info!(operations = outcome.operations, peers, duration_ms, "kernel state corrected");
+        } else {
+            debug!(peers, duration_ms, "kernel state is as it shall be");
+        }
+        let failures = outcome.node_failures.iter().chain(&outcome.peer_failures);
+        let failures: Vec<_> = failures.cloned().collect();
+        for failure in failures.iter().filter(|failure| !self.failures.contains(failure)) {
+            warn!("the kernel refused: {failure}");
+        }
+        self.failures = failures;
+    }
+
+    fn report_left_out(&mut self, left_out: Vec<(LeaseKey, Reason)>) {
+        let left_out: BTreeMap<_, _> = left_out.into_iter().collect();
+        for (subnet, reason) in &left_out {
+            if self.left_out.get(subnet) != Some(reason) {
+                warn!(%subnet, %reason, "a peer is left out");
+            }
+        }
+        self.left_out = left_out;
+    }
+}

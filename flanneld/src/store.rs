@@ -1,0 +1,127 @@
+//! Where the leases of all nodes are kept.
+//!
+//! A store owns its connection: it reconnects, resumes and re-reads by itself, and hands on only
+//! what decodes. A foreign key or a broken value is logged and skipped; it can never look like the
+//! end of somebody's lease.
+
+pub(crate) mod directory;
+pub(crate) mod etcd;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+use tracing::warn;
+
+use crate::lease::acquire::{Listed, Request};
+use crate::lease::table::LeaseUpdate;
+use crate::lease::{Lease, LeaseKey, wire};
+
+pub(crate) use directory::DirectoryStore;
+pub(crate) use etcd::EtcdStore;
+
+/// How long a lease lasts without being renewed.
+pub(crate) const LEASE_TTL: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Keeps leases.
+pub(crate) trait LeaseStore {
+    /// Reads the network configuration, a JSON text.
+    async fn network_config(&self) -> Result<Vec<u8>, StoreError>;
+
+    /// Makes sure that this node holds a lease with these attributes; writes only what differs.
+    async fn acquire(&self, request: &Request) -> Result<Held, StoreError>;
+
+    /// Makes the lease last for its whole time again.
+    async fn renew(&self, held: &Held) -> Result<Renewal, StoreError>;
+
+    /// Tells about all leases, from a snapshot on, until nobody listens any more.
+    async fn watch(&self, updates: mpsc::Sender<LeaseUpdate>);
+}
+
+/// A lease that is ours.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Held {
+    pub(crate) lease: Lease,
+    /// The store's own name for it; 0 for a reservation, which has no end.
+    pub(crate) id: i64,
+    /// When it ends unless it is renewed; `None` for a reservation.
+    pub(crate) expires: Option<Instant>,
+}
+
+/// What became of a lease that was to be renewed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Renewal {
+    /// It ends then, or never.
+    Until(Option<Instant>),
+    /// It is not ours any more.
+    Lost,
+}
+
+/// Why the store did not do it. Texts say what was attempted.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StoreError {
+    #[error("cannot {attempt}: no answer from etcd at {endpoints}: {reason}")]
+    Unavailable { attempt: String, endpoints: String, reason: String },
+    #[error("cannot {attempt}: etcd refused: {reason}")]
+    Refused { attempt: String, reason: String },
+    #[error("there is no network configuration at {place}; write one, such as {EXAMPLE}")]
+    NoConfig { place: String },
+    #[error(
+        "every subnet of {network} is held, by {held} leases; release one, or widen the network"
+    )]
+    Exhausted { network: ipnetwork::IpNetwork, held: usize },
+    #[error("cannot {attempt} {path}", path = .path.display())]
+    File {
+        attempt: &'static str,
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+const EXAMPLE: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#;
+
+/// Decodes keys and values as they stand in a store, and complains about each bad one once.
+#[derive(Debug, Default)]
+pub(crate) struct Decoder {
+    complaints: BTreeMap<String, String>,
+}
+
+impl Decoder {
+    /// Returns what a key and its value say: nothing for a foreign key, and no attributes for a
+    /// lease that is unreadable.
+    pub(crate) fn decode(&mut self, key: &str, value: &[u8]) -> Option<Listed> {
+        let Some(subnet) = LeaseKey::parse(key) else {
+            self.complain(key, "not the key of a lease".to_owned());
+            return None;
+        };
+        match wire::decode(value) {
+            Ok(attributes) => {
+                self.complaints.remove(key);
+                Some(Listed { key: subnet, attributes: Some(attributes) })
+            }
+            Err(error) => {
+                self.complain(key, error.to_string());
+                Some(Listed { key: subnet, attributes: None })
+            }
+        }
+    }
+
+    fn complain(&mut self, key: &str, complaint: String) {
+        /// Whoever can write keys must not be able to fill the memory of every node.
+        const COMPLAINTS_MAX: usize = 1000;
+        if self.complaints.get(key) == Some(&complaint) {
+            return;
+        }
+        warn!(key = ?key, reason = %complaint, "something that is no lease was left out");
+        if self.complaints.len() < COMPLAINTS_MAX {
+            self.complaints.insert(key.to_owned(), complaint);
+        }
+    }
+}
+
+/// When a lease that was renewed just now will end.
+pub(crate) fn full_term() -> Option<Instant> {
+    Some(Instant::now() + LEASE_TTL)
+}

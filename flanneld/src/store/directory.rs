@@ -1,0 +1,242 @@
+//! Leases in a directory of this machine: nodes that share a file system need no server.
+//!
+//! `config` and `subnets/KEY` hold what etcd holds under the same names. Whoever changes something
+//! holds a lock on `lock`. A lease ends a day after its file was last touched; a file that is not
+//! writable by its owner is a reservation and has no end.
+
+use std::cell::RefCell;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use futures_util::StreamExt;
+use inotify::{Inotify, WatchMask};
+use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
+use tracing::warn;
+
+use super::{Decoder, Held, LEASE_TTL, LeaseStore, Renewal, StoreError, full_term};
+use crate::lease::acquire::{Decision, Listed, Request, decide};
+use crate::lease::table::LeaseUpdate;
+use crate::lease::{Lease, LeaseKey, wire};
+
+/// Leases that ended are noticed at least this often.
+const EXPIRY_CHECK: Duration = Duration::from_secs(60);
+/// A directory that cannot be watched is tried again after this long.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// The store in a directory.
+pub(crate) struct DirectoryStore {
+    path: PathBuf,
+    /// The network configuration to use if the directory holds none.
+    net_config: PathBuf,
+    decoder: RefCell<Decoder>,
+}
+
+struct Entry {
+    listed: Listed,
+    value: Vec<u8>,
+    reserved: bool,
+}
+
+impl DirectoryStore {
+    /// Makes the directory if it is missing.
+    pub(crate) fn open(path: PathBuf, net_config: PathBuf) -> Result<Self, StoreError> {
+        let store = Self { path, net_config, decoder: RefCell::default() };
+        let subnets = store.subnets();
+        fs::create_dir_all(&subnets).map_err(failed("make the directory", &subnets))?;
+        Ok(store)
+    }
+
+    fn subnets(&self) -> PathBuf {
+        self.path.join("subnets")
+    }
+
+    fn file(&self, key: &LeaseKey) -> PathBuf {
+        self.subnets().join(key.to_string())
+    }
+
+    /// Keeps everybody else from changing anything until the file is closed.
+    fn lock(&self) -> Result<File, StoreError> {
+        let path = self.path.join("lock");
+        let open = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+        let file = open.map_err(failed("open", &path))?;
+        file.lock().map_err(failed("lock", &path))?;
+        Ok(file)
+    }
+
+    fn list(&self) -> Result<Vec<Entry>, StoreError> {
+        let subnets = self.subnets();
+        let mut entries = Vec::new();
+        for file in fs::read_dir(&subnets).map_err(failed("list", &subnets))? {
+            let path = file.map_err(failed("list", &subnets))?.path();
+            entries.extend(self.read(&path).map_err(failed("read", &path))?);
+        }
+        Ok(entries)
+    }
+
+    /// Returns `None` for what is no lease, or no longer one.
+    fn read(&self, path: &Path) -> io::Result<Option<Entry>> {
+        let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return Ok(None) };
+        // Unfinished writes start with a dot.
+        if name.starts_with('.') {
+            return Ok(None);
+        }
+        let (metadata, value) = match (fs::metadata(path), fs::read(path)) {
+            (Ok(metadata), Ok(value)) => (metadata, value),
+            (Err(error), _) | (_, Err(error)) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok(None);
+            }
+            (Err(error), _) | (_, Err(error)) => return Err(error),
+        };
+        let reserved = metadata.permissions().mode() & 0o200 == 0;
+        let age = SystemTime::now().duration_since(metadata.modified()?).unwrap_or_default();
+        if age > LEASE_TTL && !reserved {
+            return Ok(None);
+        }
+        let listed = self.decoder.borrow_mut().decode(name, &value);
+        Ok(listed.map(|listed| Entry { listed, value, reserved }))
+    }
+
+    /// Replaces the file in one step, so that nobody ever reads half of it.
+    fn write(&self, key: &LeaseKey, value: &[u8], reserved: bool) -> Result<(), StoreError> {
+        let path = self.file(key);
+        let write = || -> io::Result<()> {
+            let mut file = tempfile::Builder::new().prefix(".").tempfile_in(self.subnets())?;
+            file.write_all(value)?;
+            let mode = if reserved { 0o444 } else { 0o644 };
+            file.as_file().set_permissions(fs::Permissions::from_mode(mode))?;
+            file.as_file().sync_all()?;
+            file.persist(&path)?;
+            File::open(self.subnets())?.sync_all()
+        };
+        write().map_err(failed("write", &path))
+    }
+
+    fn acquire_locked(&self, request: &Request) -> Result<Held, StoreError> {
+        let _lock = self.lock()?;
+        loop {
+            let entries = self.list()?;
+            let listed: Vec<_> = entries.iter().map(|entry| entry.listed.clone()).collect();
+            let value = wire::encode(&request.attributes);
+            match decide(request, &listed, |count| rand::random_range(0..count)) {
+                Decision::Keep(key) => {
+                    let entry = entries.iter().find(|entry| entry.listed.key == key);
+                    let reserved = entry.is_some_and(|entry| entry.reserved);
+                    if entry.is_none_or(|entry| entry.value != value) {
+                        self.write(&key, &value, reserved)?;
+                    } else if !reserved {
+                        self.touch(&key)?;
+                    }
+                    let expires = if reserved { None } else { full_term() };
+                    return Ok(held(key, request, expires));
+                }
+                Decision::Drop(key) => {
+                    let path = self.file(&key);
+                    fs::remove_file(&path).map_err(failed("remove", &path))?;
+                }
+                Decision::Create(key) => {
+                    self.write(&key, &value, false)?;
+                    return Ok(held(key, request, full_term()));
+                }
+                Decision::Exhausted { held } => {
+                    return Err(StoreError::Exhausted { network: request.pool.network, held });
+                }
+            }
+        }
+    }
+
+    fn touch(&self, key: &LeaseKey) -> Result<(), StoreError> {
+        let path = self.file(key);
+        let touch = || File::options().write(true).open(&path)?.set_modified(SystemTime::now());
+        touch().map_err(failed("renew", &path))
+    }
+}
+
+impl LeaseStore for DirectoryStore {
+    async fn network_config(&self) -> Result<Vec<u8>, StoreError> {
+        let own = self.path.join("config");
+        for path in [&own, &self.net_config] {
+            match fs::read(path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                read => return read.map_err(failed("read", path)),
+            }
+        }
+        let place = format!("{} or {}", own.display(), self.net_config.display());
+        Err(StoreError::NoConfig { place })
+    }
+
+    async fn acquire(&self, request: &Request) -> Result<Held, StoreError> {
+        self.acquire_locked(request)
+    }
+
+    async fn renew(&self, held: &Held) -> Result<Renewal, StoreError> {
+        let _lock = self.lock()?;
+        let path = self.file(&held.lease.subnet);
+        match self.read(&path).map_err(failed("read", &path))? {
+            Some(entry) if entry.value == wire::encode(&held.lease.attributes) => {
+                if entry.reserved {
+                    return Ok(Renewal::Until(None));
+                }
+                self.touch(&held.lease.subnet)?;
+                Ok(Renewal::Until(full_term()))
+            }
+            _ => Ok(Renewal::Lost),
+        }
+    }
+
+    async fn watch(&self, updates: mpsc::Sender<LeaseUpdate>) {
+        while !updates.is_closed() {
+            if let Err(error) = self.follow(&updates).await {
+                warn!(%error, "leases are not watched at the moment");
+            }
+            sleep(RETRY).await;
+        }
+    }
+}
+
+impl DirectoryStore {
+    /// Tells everything after every change; a directory has no history to resume from.
+    async fn follow(&self, updates: &mpsc::Sender<LeaseUpdate>) -> Result<(), StoreError> {
+        let subnets = self.subnets();
+        let watching = |error| failed("watch", &subnets)(error);
+        let inotify = Inotify::init().map_err(watching)?;
+        let mask = WatchMask::MOVED_TO
+            | WatchMask::MOVED_FROM
+            | WatchMask::CLOSE_WRITE
+            | WatchMask::DELETE
+            | WatchMask::DELETE_SELF
+            | WatchMask::ONLYDIR;
+        inotify.watches().add(&subnets, mask).map_err(watching)?;
+        let mut events = inotify.into_event_stream([0; 4096]).map_err(watching)?;
+        loop {
+            let all = self.list()?.into_iter().map(|entry| entry.listed).collect();
+            if updates.send(LeaseUpdate::Snapshot(all)).await.is_err() {
+                return Ok(());
+            }
+            match timeout(EXPIRY_CHECK, events.next()).await {
+                Ok(Some(event)) => {
+                    let event = event.map_err(watching)?;
+                    if event.mask.contains(inotify::EventMask::IGNORED) {
+                        return Ok(());
+                    }
+                }
+                Ok(None) => return Ok(()),
+                Err(_elapsed) => {}
+            }
+        }
+    }
+}
+
+fn held(subnet: LeaseKey, request: &Request, expires: Option<std::time::Instant>) -> Held {
+    Held { lease: Lease { subnet, attributes: request.attributes.clone() }, id: 0, expires }
+}
+
+fn failed(attempt: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+    move |source| StoreError::File { attempt, path: path.to_owned(), source }
+}
+
+#[cfg(test)]
+mod tests;
