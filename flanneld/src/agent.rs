@@ -40,7 +40,7 @@ pub(crate) enum StartError {
     Store(#[from] StoreError),
     #[error(transparent)]
     NoInterface(#[from] NoInterface),
-    #[error("the network configuration cannot be used: {0}")]
+    #[error("the network configuration cannot be used")]
     Backend(#[from] BackendError),
     #[error("the network configuration cannot be used: {0}")]
     Family(&'static str),
