@@ -46,10 +46,17 @@ impl StateFile {
         Self { path: data_dir.join(container.as_str()) }
     }
 
-    /// Reads the file.
-    pub fn read(&self) -> State {
+    /// Reads the file. A container may be attached to several networks, but there is only one file
+    /// for it; what is kept for another network counts as nothing.
+    pub fn read_for(&self, network: &Id) -> State {
         match fs::read(&self.path) {
-            Ok(bytes) => json::from_slice(&bytes).map_or(State::Damaged, State::Delegate),
+            Ok(bytes) => match json::from_slice::<Map<String, Value>>(&bytes) {
+                Ok(delegate) if delegate.get("name") == Some(&network.as_str().into()) => {
+                    State::Delegate(delegate)
+                }
+                Ok(_) => State::Missing,
+                Err(_) => State::Damaged,
+            },
             Err(error) if error.kind() == io::ErrorKind::NotFound => State::Missing,
             Err(_) => State::Damaged,
         }
@@ -134,25 +141,29 @@ mod tests {
         StateFile::of(&directory.join("flannel"), &Id::new("one").unwrap())
     }
 
+    fn read(file: &StateFile) -> State {
+        file.read_for(&Id::new("cbr0").unwrap())
+    }
+
     fn delegate(mtu: u32) -> Map<String, Value> {
-        json!({"type": "bridge", "mtu": mtu}).as_object().unwrap().clone()
+        json!({"name": "cbr0", "type": "bridge", "mtu": mtu}).as_object().unwrap().clone()
     }
 
     #[test]
     fn what_was_saved_is_read() {
         let directory = tempfile::tempdir().unwrap();
         let file = file(directory.path());
-        assert_eq!(file.read(), State::Missing);
+        assert_eq!(read(&file), State::Missing);
         let saved = file.save(&delegate(1450)).unwrap();
         assert!(saved.is_first());
         saved.commit();
-        assert_eq!(file.read(), State::Delegate(delegate(1450)));
+        assert_eq!(read(&file), State::Delegate(delegate(1450)));
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&file.path), 0o600);
         assert_eq!(mode(file.path.parent().unwrap()), 0o700);
         file.remove().unwrap();
         file.remove().unwrap();
-        assert_eq!(file.read(), State::Missing);
+        assert_eq!(read(&file), State::Missing);
     }
 
     #[test]
@@ -160,12 +171,20 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let file = file(directory.path());
         drop(file.save(&delegate(1450)).unwrap());
-        assert_eq!(file.read(), State::Missing);
+        assert_eq!(read(&file), State::Missing);
         file.save(&delegate(1450)).unwrap().commit();
         let second = file.save(&delegate(1500)).unwrap();
         assert!(!second.is_first());
         drop(second);
-        assert_eq!(file.read(), State::Delegate(delegate(1450)));
+        assert_eq!(read(&file), State::Delegate(delegate(1450)));
+    }
+
+    #[test]
+    fn what_is_kept_for_another_network_does_not_count() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = file(directory.path());
+        file.save(&delegate(1450)).unwrap().commit();
+        assert_eq!(file.read_for(&Id::new("cbr1").unwrap()), State::Missing);
     }
 
     #[test]
@@ -175,7 +194,7 @@ mod tests {
         file.save(&delegate(1450)).unwrap().commit();
         for content in ["", "{\"mtu\":", "[]", "\0\0\0"] {
             fs::write(&file.path, content).unwrap();
-            assert_eq!(file.read(), State::Damaged, "{content:?}");
+            assert_eq!(read(&file), State::Damaged, "{content:?}");
         }
     }
 }

@@ -75,8 +75,8 @@ sysctl -w net/ipv4/conf/eth0/arp_notify=1
 ip address replace 10.1.2.5/24 dev eth0
 ip link set eth0 up
 ip link set lo up
-ip route replace 0.0.0.0/0 via 10.1.2.1 dev eth0 proto 199
-ip route replace 10.1.0.0/16 via 10.1.2.1 dev eth0 proto 199
+ip route add 0.0.0.0/0 via 10.1.2.1 dev eth0 proto 199
+ip route add 10.1.0.0/16 via 10.1.2.1 dev eth0 proto 199
 ";
     assert_eq!(commands_inside(&desired_with(&bridge(&[]), &v4()).sandbox), expected);
 }
@@ -93,9 +93,9 @@ ip address replace 10.1.2.5/24 dev eth0
 ip address replace fd00::5/64 dev eth0
 ip link set eth0 up
 ip link set lo up
-ip route replace 0.0.0.0/0 via 10.1.2.1 dev eth0 proto 199
-ip route replace 10.1.0.0/16 via 10.1.2.1 dev eth0 proto 199
-ip route replace ::/0 via fd00::1 dev eth0 proto 199
+ip route add 0.0.0.0/0 via 10.1.2.1 dev eth0 proto 199
+ip route add 10.1.0.0/16 via 10.1.2.1 dev eth0 proto 199
+ip route add ::/0 via fd00::1 dev eth0 proto 199
 ";
     assert_eq!(commands_inside(&desired.sandbox), expected);
     let host = commands(&desired.host);
@@ -153,7 +153,7 @@ fn routes_of_the_template_keep_their_table_and_metric() {
     let bridge = bridge(&[("ipam", ipam), ("isDefaultGateway", json!(false))]);
     let text = commands_inside(&desired_with(&bridge, &v4()).sandbox);
     let expected =
-        "ip route replace 10.9.0.0/16 via 10.1.2.9 dev eth0 table 100 proto 199 metric 7\n";
+        "ip route add 10.9.0.0/16 via 10.1.2.9 dev eth0 table 100 proto 199 metric 7\n";
     assert!(text.contains(expected), "{text}");
 }
 

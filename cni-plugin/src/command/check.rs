@@ -78,13 +78,14 @@ pub fn run(call: &Call, netns: &Path) -> Result<(), Error> {
 /// What ADD was done with; if that is lost, what it would be done with now.
 fn configured(call: &Call) -> Result<Bridge, Error> {
     let Call { attachment, conf, args, .. } = call;
-    let delegate = match StateFile::of(&conf.data_dir, &attachment.container).read() {
-        State::Delegate(delegate) => delegate,
-        State::Missing | State::Damaged => {
-            let subnet_file = SubnetFile::read(&conf.subnet_file).map_err(Error::SubnetFile)?;
-            delegate::configuration(conf, &subnet_file)?
-        }
-    };
+    let delegate =
+        match StateFile::of(&conf.data_dir, &attachment.container).read_for(&attachment.network) {
+            State::Delegate(delegate) => delegate,
+            State::Missing | State::Damaged => {
+                let subnet_file = SubnetFile::read(&conf.subnet_file).map_err(Error::SubnetFile)?;
+                delegate::configuration(conf, &subnet_file)?
+            }
+        };
     Ok(Bridge::new(&delegate, args)?)
 }
 

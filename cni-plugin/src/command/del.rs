@@ -30,27 +30,29 @@ pub fn run(call: &Call, netns: Option<&Path>) -> Result<(), Error> {
     let Call { attachment, conf, .. } = call;
     let sandbox = sandbox::open_if_there(netns, call.own_netns_allowed)?;
     let file = StateFile::of(&conf.data_dir, &attachment.container);
-    let state = file.read();
+    let state = file.read_for(&attachment.network);
     let remains = Remains::of(conf, &state);
-    let mut host = Socket::open().map_err(KernelError::from)?;
-    detach(&mut host, attachment, remains.masquerade)?;
-    if let (Some(sandbox), true) = (sandbox, state != State::Missing) {
+    let is_known = state != State::Missing;
+    remove_host_veth(&mut Socket::open().map_err(KernelError::from)?, attachment)?;
+    if let Some(sandbox) = sandbox.filter(|_| is_known) {
         remove_interface(&sandbox, attachment.if_name)?;
     }
     // Not before the interface is gone: the next pod would have the address of a living one.
+    let rules = if remains.masquerade { remove_rules(attachment) } else { Ok(()) };
     ipam::release(&remains.data_dir, attachment)?;
-    Ok(file.remove()?)
+    rules?;
+    // What is known stays until all is done.
+    if is_known { Ok(file.remove()?) } else { Ok(()) }
 }
 
-/// Removes what an attachment has in the kernel of the host, and with it the interface in the
-/// sandbox. All of it is tried.
+/// Removes what an attachment has in the kernel, as far as an ADD came with it.
 ///
 /// # Errors
-/// The first of those that came up.
+/// The first of those that came up; all of it is tried.
 pub fn detach(host: &mut Socket, attachment: &Attachment, masquerade: bool) -> Result<(), Error> {
-    let removed = remove_host_veth(host, attachment).map_err(Error::from);
-    let forgotten = if masquerade { remove_rules(attachment) } else { Ok(()) };
-    removed.and(forgotten)
+    let removed = remove_host_veth(host, attachment);
+    let rules = if masquerade { remove_rules(attachment) } else { Ok(()) };
+    Ok(removed?).and(rules)
 }
 
 fn remove_host_veth(host: &mut Socket, attachment: &Attachment) -> Result<(), KernelError> {
@@ -60,7 +62,12 @@ fn remove_host_veth(host: &mut Socket, attachment: &Attachment) -> Result<(), Ke
 }
 
 fn remove_rules(attachment: &Attachment) -> Result<(), Error> {
-    packet_filter::ensure(&mut Nft::open()?, &masquerade::no_rules(attachment))?;
+    let mut filter = match Nft::open() {
+        // Then there are no rules either.
+        Err(packet_filter::Error::Unavailable(_)) => return Ok(()),
+        filter => filter?,
+    };
+    packet_filter::ensure(&mut filter, &masquerade::no_rules(attachment))?;
     Ok(())
 }
 

@@ -418,13 +418,16 @@ fn nothing_but_the_identity_is_needed_to_detach() {
 }
 
 #[test]
-fn a_pod_of_the_go_plugin_is_detached() {
+fn a_pod_of_the_go_plugin_is_checked_and_detached() {
     sandboxed(|| {
         node(|| {
             let one = Container::new("one");
-            one.add(&stock()).unwrap();
+            let mut result = one.add(&stock()).unwrap();
             sh("ip link set veth50419296 down");
             sh("ip link set veth50419296 name veth0a1b2c3d alias x");
+            sh("ip link set veth0a1b2c3d up");
+            result["interfaces"][1]["name"] = json!("veth0a1b2c3d");
+            one.check(&stock(), &result).unwrap();
             one.del(&stock()).unwrap();
             assert!(!one.sh("ip -o link").contains("eth0"));
             assert_eq!(remains(), "");
@@ -458,7 +461,7 @@ fn check_tells_what_would_mend_it() {
                 ),
                 (
                     "ip -n one route del default",
-                    format!("{inside}ip route replace 0.0.0.0/0 via 10.1.2.1 dev eth0 proto 199\n"),
+                    format!("{inside}ip route add 0.0.0.0/0 via 10.1.2.1 dev eth0 proto 199\n"),
                 ),
                 (
                     "ip -n one link set eth0 address 02:00:00:00:00:01",
@@ -499,6 +502,7 @@ fn check_bears_what_later_plugins_do() {
             one.sh("ip route add 10.6.0.0/16 dev eth0");
             one.sh("ip route replace default via 10.1.2.9 dev eth0");
             one.sh("ip link set eth0 mtu 1300");
+            one.sh("ip link set lo down");
             one.sh("ip link set eth0 address 02:00:00:00:00:01");
             result["interfaces"][2]["mac"] = json!("02:00:00:00:00:01");
             let interfaces = result["interfaces"].as_array_mut().unwrap();
