@@ -1,6 +1,8 @@
 //! How packets travel between nodes: what a node publishes, and what its kernel shall look like.
 
-pub(crate) mod vxlan;
+mod host_gw;
+mod peers;
+mod vxlan;
 
 use std::net::Ipv4Addr;
 
@@ -15,7 +17,8 @@ use crate::config::BackendConfig;
 use crate::external_interface::ExternalInterface;
 use crate::lease::{Attributes, LeaseKey};
 
-pub(crate) use vxlan::Vxlan;
+use host_gw::HostGw;
+use vxlan::Vxlan;
 
 /// One way for packets to travel. Everything here is pure.
 pub(crate) trait Backend {
@@ -25,11 +28,11 @@ pub(crate) trait Backend {
     /// Returns the MTU that pods get.
     fn pod_mtu(&self) -> Mtu;
 
-    /// Returns the link that the backend makes.
-    fn device(&self) -> LinkName;
+    /// Returns the link that the backend makes, if it makes one.
+    fn device(&self) -> Option<LinkName>;
 
     /// Returns what belongs to the backend in the kernel.
-    fn scope(&self, network: IpNetwork) -> Scope;
+    fn scope(&self, peers: &[Peer<'_>]) -> Scope;
 
     /// Returns the state that shall be, for a node that holds `own`.
     fn desired(&self, own: &LeaseKey, peers: &[Peer<'_>]) -> Desired;
@@ -64,8 +67,8 @@ pub(crate) enum Reason {
     PublicIp(Ipv4Addr),
     #[error("its public address {0} is ours")]
     OurPublicIp(Ipv4Addr),
-    #[error("its backend is {0:?}, not vxlan")]
-    BackendType(String),
+    #[error("its backend is {theirs:?}, not {ours}")]
+    BackendType { theirs: String, ours: &'static str },
     #[error("its backend data does not decode: {0}")]
     BackendData(String),
     #[error("its Ethernet address is that of {0}")]
@@ -75,7 +78,7 @@ pub(crate) enum Reason {
 /// Why the configuration of a backend cannot be used.
 #[derive(Debug, PartialEq, thiserror::Error)]
 pub(crate) enum BackendError {
-    #[error("Backend.Type {0:?} is not available: want vxlan")]
+    #[error("Backend.Type {0:?} is not available: want vxlan or host-gw")]
     Unknown(String),
     #[error("the options of Backend do not decode")]
     Json(#[from] fabric::json::Error),
@@ -83,6 +86,11 @@ pub(crate) enum BackendError {
     Range { key: &'static str, value: i64, expected: &'static str },
     #[error("Backend.DirectRouting is not available: leave it out or set it to false")]
     DirectRouting,
+    #[error(
+        "host-gw cannot work behind a NAT: other nodes send to {public_ip}, but the interface has \
+         {ip}; use vxlan"
+    )]
+    NotDirect { ip: Ipv4Addr, public_ip: Ipv4Addr },
     #[error("MTU {mtu} leaves no room for pods: {overhead} bytes are added to every packet")]
     Mtu { mtu: u32, overhead: u32 },
 }
@@ -95,9 +103,10 @@ pub(crate) fn configure(
     network: IpNetwork,
     interface: &ExternalInterface,
     device_mac: impl FnOnce(LinkName) -> fabric::mac::MacAddr,
-) -> Result<Vxlan, BackendError> {
-    match config.kind.as_str() {
-        "vxlan" => Vxlan::configure(&config.options, network, interface, device_mac),
-        other => Err(BackendError::Unknown(other.to_owned())),
-    }
+) -> Result<Box<dyn Backend>, BackendError> {
+    Ok(match config.kind.as_str() {
+        "vxlan" => Box::new(Vxlan::configure(&config.options, network, interface, device_mac)?),
+        "host-gw" => Box::new(HostGw::configure(network, interface)?),
+        other => return Err(BackendError::Unknown(other.to_owned())),
+    })
 }

@@ -63,7 +63,7 @@ pub(crate) enum ConfigError {
     NotInside { key: &'static str, value: IpAddr, network: IpNetwork },
     #[error("{key} {value} is not the first address of a /{subnet_len}")]
     NotOnBoundary { key: &'static str, value: IpAddr, subnet_len: u8 },
-    #[error("Backend has no Type: want vxlan")]
+    #[error("Backend has no Type: want vxlan or host-gw")]
     NoBackendType,
 }
 

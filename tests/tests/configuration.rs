@@ -58,12 +58,14 @@ fn stock_list_is_upstreams_and_offers_newer_versions_to_newer_runtimes() {
 }
 
 /// Samples that flanneld serves, and the words by which it refuses the others.
-const SERVED: [&str; 3] = ["net-conf.json", "net-conf-subnets.json", "net-conf-vxlan-options.json"];
-const REFUSED: [(&str, &str); 3] = [
-    ("net-conf-dual-stack.json", "IPv6"),
-    ("net-conf-host-gw.json", "host-gw"),
-    ("net-conf-udp.json", "udp"),
+const SERVED: [&str; 4] = [
+    "net-conf.json",
+    "net-conf-host-gw.json",
+    "net-conf-subnets.json",
+    "net-conf-vxlan-options.json",
 ];
+const REFUSED: [(&str, &str); 2] =
+    [("net-conf-dual-stack.json", "IPv6"), ("net-conf-udp.json", "udp")];
 
 #[test]
 fn every_sample_is_served_or_refused_by_name() {

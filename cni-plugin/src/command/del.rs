@@ -45,7 +45,7 @@ pub fn run(call: &Call, netns: Option<&Path>) -> Result<(), Error> {
     if is_known { Ok(file.remove()?) } else { Ok(()) }
 }
 
-/// Removes what an attachment has in the kernel, as far as an ADD came with it.
+/// Removes what an ADD made in the kernel, however far it came.
 ///
 /// # Errors
 /// The first of those that came up; all of it is tried.

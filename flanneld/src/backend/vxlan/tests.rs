@@ -1,7 +1,7 @@
 use fabric::plan::diff;
 
 use super::*;
-use crate::lease::wire;
+use crate::lease::{Attributes, wire};
 
 fn interface() -> ExternalInterface {
     ExternalInterface {
@@ -100,7 +100,7 @@ fn a_peer_that_makes_no_sense_is_left_out_and_the_others_stay() {
     let good = |subnet: &str, last: u8| (key(subnet), attributes(last, &mac(last)));
     let mut other_backend = good("10.244.9.0-24", 9);
     other_backend.1.backend_type = "host-gw".to_owned();
-    let mut no_data = good("10.244.10.0-24", 10);
+    let mut no_data = good("10.244.16.0-24", 10);
     no_data.1.backend_data = None;
     let mut no_address = good("10.244.11.0-24", 11);
     no_address.1.public_ip = Ipv4Addr::UNSPECIFIED;
@@ -116,9 +116,9 @@ fn a_peer_that_makes_no_sense_is_left_out_and_the_others_stay() {
         (key("10.244.6.0-22"), attributes(6, &mac(6))),
         (key("10.244.8.0-22"), attributes(8, &mac(8))),
         other_backend,
-        no_data,
         no_address,
         ours,
+        no_data,
         (key("0.0.0.0-0"), attributes(30, &mac(30))),
         good("10.244.20.0-24", 40),
     ];
@@ -139,9 +139,9 @@ fn a_peer_that_makes_no_sense_is_left_out_and_the_others_stay() {
             "10.244.5.0-24: its Ethernet address is that of this node",
             "10.244.6.0-22: its key has host bits",
             "10.244.9.0-24: its backend is \"host-gw\", not vxlan",
-            "10.244.10.0-24: its backend data does not decode: there is none",
             "10.244.11.0-24: its public address 0.0.0.0 cannot be that of a node",
             "10.244.12.0-24: its public address 203.0.113.1 is ours",
+            "10.244.16.0-24: its backend data does not decode: there is none",
             "0.0.0.0-0: its subnet is not inside the network 10.244.0.0/16",
         ]
     );
