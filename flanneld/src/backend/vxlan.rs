@@ -128,13 +128,15 @@ impl Options {
         }
     }
 
-    /// The option is the MTU of the network between nodes, not that of pods.
+    /// The option is the MTU of the network between nodes, not that of pods. What the interface
+    /// cannot carry would be lost, so that it counts where it is smaller.
     fn underlay_mtu(&self, interface: Mtu) -> Result<Mtu, BackendError> {
         match self.mtu {
             None | Some(0) => Ok(interface),
             Some(mtu) => {
                 let wrong = self.out_of_range("MTU", Some(mtu), "118 to 65535");
-                u32::try_from(mtu).ok().and_then(Mtu::new).ok_or(wrong)
+                let mtu = u32::try_from(mtu).ok().and_then(Mtu::new).ok_or(wrong)?;
+                Ok(mtu.min(interface))
             }
         }
     }

@@ -56,18 +56,20 @@ ip route add 10.244.2.0/24 via 10.244.2.0 dev flannel.1 proto 199 onlink
 
 #[test]
 fn options_shape_the_device() {
-    let options = json!({"vni": 4096, "PORT": 4789, "MTU": 9000, "Learning": true, "GBP": true});
+    let options = json!({"vni": 4096, "PORT": 4789, "MTU": 1400, "Learning": true, "GBP": true});
     let vxlan = configure(options).unwrap();
     let own = key("10.244.1.0-24");
     let plan = diff(&vxlan.desired(&own, &[]).state, &NetState::default()).to_string();
     assert!(
         plan.starts_with(
-            "ip link add flannel.4096 address 02:00:00:00:00:01 mtu 8950 type vxlan id 4096 \
+            "ip link add flannel.4096 address 02:00:00:00:00:01 mtu 1350 type vxlan id 4096 \
              local 198.51.100.1 dev eth0 dstport 4789 learning gbp\n"
         ),
         "{plan}"
     );
-    assert_eq!(vxlan.pod_mtu(), Mtu::new(8950).unwrap());
+    assert_eq!(vxlan.pod_mtu(), Mtu::new(1350).unwrap());
+    let jumbo = configure(json!({"MTU": 9000})).unwrap();
+    assert_eq!(jumbo.pod_mtu(), Mtu::new(1450).unwrap());
     let (kind, data) = vxlan.published();
     assert_eq!(kind, "vxlan");
     assert_eq!(data.unwrap().to_string(), r#"{"VNI":4096,"VtepMAC":"02:00:00:00:00:01"}"#);
