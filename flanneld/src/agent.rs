@@ -12,7 +12,7 @@ use fabric::mac::MacAddr;
 use fabric::subnet_file::SubnetFile;
 use ipnetwork::{IpNetwork, Ipv4Network};
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tracing::{info, warn};
 
 use crate::backend::{self, Backend, BackendError};
@@ -26,7 +26,7 @@ use crate::masquerade::RuleOptions;
 use crate::reconciler::{self, Channels, Node};
 use crate::shutdown::Shutdown;
 use crate::store::{DirectoryStore, EtcdStore, LeaseStore, StoreError};
-use crate::{health, notifications, renewal, retry};
+use crate::{clock, health, notifications, renewal, retry};
 
 /// The network configuration is asked for this often until there is a valid one.
 const CONFIG_RETRY: Duration = Duration::from_secs(1);
@@ -135,7 +135,6 @@ async fn serve(
         previous: previous_subnet(&options),
         attributes: attributes(&*backend, &interface),
     };
-    let held = renewal::acquire(&store, &request).await;
     let rules = RuleOptions {
         masquerade: options.ip_masq,
         random_fully: options.random_fully,
@@ -146,14 +145,17 @@ async fn serve(
     let node = Node { backend, network, rules, subnet_file: options.subnet_file, kernel };
 
     let (updates, leases) = mpsc::channel(UPDATES);
-    let (published, current) = watch::channel(held);
+    let (published, current) = watch::channel(None);
+    let (_readdress, attributes) = watch::channel(request.attributes.clone());
     let (doubts, doubted) = mpsc::channel(1);
     let (wake, kernel_changes) = mpsc::channel(1);
     let is_ready = ready.subscribe();
+    let relist = Notify::new();
+    let renewal = renewal::Channels { doubts: doubted, attributes, published, relist: &relist };
     let channels = Channels { leases, held: current, doubts, kernel_changes, ready };
     tokio::select! {
-        () = store.watch(updates) => Ok(()),
-        () = renewal::keep(&store, request, options.renew_margin, doubted, published) => Ok(()),
+        () = store.watch(updates, &relist) => Ok(()),
+        () = renewal::keep(&store, request, options.renew_margin, clock::since_boot, renewal) => Ok(()),
         error = notifications::links(device, underlay, wake.clone()) => Err(deaf(error)),
         error = notifications::rules(wake) => Err(deaf(error)),
         () = reconciler::run(node, channels) => Ok(()),

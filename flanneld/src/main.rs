@@ -16,8 +16,10 @@ mod kernel;
 mod notifications;
 mod reconciler;
 
+mod clock;
 mod errors;
 mod health;
+mod pods;
 mod renewal;
 mod retry;
 mod shutdown;
