@@ -11,6 +11,8 @@ mod store;
 mod backend;
 mod masquerade;
 
+mod lease_command;
+
 mod agent;
 mod kernel;
 mod notifications;
@@ -24,7 +26,7 @@ mod renewal;
 mod retry;
 mod shutdown;
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write as _};
 use std::process::ExitCode;
 
 use tracing::error;
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
     let arguments = std::env::args().skip(1);
     let options = match cli::parse(arguments, |name| std::env::var(name).ok()) {
         Ok(Command::Run(options)) => *options,
+        Ok(Command::Lease(command)) => return lease(*command),
         Ok(Command::Version) => {
             say(&format!("flanneld {}", env!("CARGO_PKG_VERSION")));
             return ExitCode::SUCCESS;
@@ -60,6 +63,25 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn lease(command: cli::LeaseCommand) -> ExitCode {
+    start_log(command.options.verbosity);
+    match lease_command::run(command) {
+        Ok(answer) => {
+            print(&answer);
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            say(&format!("flanneld: {}", errors::chain(&error)));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn print(text: &str) {
+    // Whoever closed the pipe does not want to read on.
+    let _closed = std::io::stdout().write_all(text.as_bytes());
 }
 
 /// Version, usage and errors of usage go where flannel puts them.

@@ -96,6 +96,7 @@ flanneld leases a subnet for this node's pods and keeps the kernel's routes, nei
 forwarding entries equal to the leases of the cluster.
 
 Usage: flanneld [FLAGS]
+       flanneld lease list | show SUBNET | release SUBNET | reserve SUBNET --public-ip IP [--json]
 
 Flags take one dash or two. Each can also be given as a variable of the environment:
 --iface-regex is FLANNELD_IFACE_REGEX. What is on the command line wins.

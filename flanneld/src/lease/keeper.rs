@@ -441,7 +441,11 @@ impl Keeper {
     /// The key is not as we left it.
     fn lost(&mut self, found: Option<Entry>) {
         if let Some(held) = self.held.take() {
-            let key = held.entry.listed.key;
+            let listed = held.entry.listed;
+            if found.as_ref().is_some_and(|found| found.listed == listed) {
+                return;
+            }
+            let key = listed.key;
             let attributes = found.map(|entry| entry.listed.attributes);
             self.report(match attributes {
                 Some(attributes) => Notice::Changed { key, attributes },

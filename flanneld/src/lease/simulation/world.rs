@@ -185,10 +185,11 @@ impl World {
             Event::Reply { id, answer, .. } if !cut => self.answered(agent, id, answer),
             Event::Silence { id, .. } => self.answered(agent, id, Answer::Silence),
             Event::Wake { id, .. } => self.answered(agent, id, Answer::Waited),
-            Event::Follow { stream, .. } if self.agents[agent].stream == stream
-                && !self.agents[agent].streaming => {
-                    self.follow(agent);
-                }
+            Event::Follow { stream, .. }
+                if self.agents[agent].stream == stream && !self.agents[agent].streaming =>
+            {
+                self.follow(agent);
+            }
             Event::Snapshot { stream, revision, all, .. } if current(stream, self) => {
                 self.agents[agent].follow.listed(revision);
                 self.update(agent, LeaseUpdate::Snapshot(all));
