@@ -65,7 +65,14 @@ pub(crate) struct EtcdOptions {
     pub(crate) key_file: Option<PathBuf>,
     pub(crate) cert_file: Option<PathBuf>,
     pub(crate) ca_file: Option<PathBuf>,
-    pub(crate) user: Option<(String, Secret)>,
+    pub(crate) user: Option<(String, Password)>,
+}
+
+/// Where the password of a user is.
+#[derive(Clone, Debug)]
+pub(crate) enum Password {
+    Given(Secret),
+    File(PathBuf),
 }
 
 /// Which interface carries the traffic between nodes.
@@ -243,8 +250,15 @@ impl Typed {
             key_file: self.path("etcd-keyfile"),
             cert_file: self.path("etcd-certfile"),
             ca_file: self.path("etcd-cafile"),
-            user: user.map(|name| (name, Secret(self.text("etcd-password")))),
+            user: user.map(|name| (name, self.password())),
         })
+    }
+
+    fn password(&self) -> Password {
+        match self.path("etcd-password-file") {
+            Some(path) => Password::File(path),
+            None => Password::Given(Secret(self.text("etcd-password"))),
+        }
     }
 
     fn interface(&self) -> Result<InterfaceOptions, UsageError> {

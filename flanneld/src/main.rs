@@ -22,15 +22,17 @@ mod clock;
 mod errors;
 mod health;
 mod pods;
+mod readdress;
 mod renewal;
 mod retry;
+mod secrets;
 mod shutdown;
 
 use std::io::{IsTerminal, Write as _};
 use std::process::ExitCode;
 
-use tracing::error;
 use tracing::level_filters::LevelFilter;
+use tracing::{error, warn};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -38,7 +40,8 @@ use tracing_subscriber::util::SubscriberInitExt;
 use crate::cli::Command;
 
 fn main() -> ExitCode {
-    let arguments = std::env::args().skip(1);
+    let arguments: Vec<_> = std::env::args().skip(1).collect();
+    let hidden = secrets::hide(&arguments);
     let options = match cli::parse(arguments, |name| std::env::var(name).ok()) {
         Ok(Command::Run(options)) => *options,
         Ok(Command::Lease(command)) => return lease(*command),
@@ -56,6 +59,9 @@ fn main() -> ExitCode {
         }
     };
     start_log(options.verbosity);
+    if let Err(error) = hidden {
+        warn!(%error, "the password stays where other users of this machine may see it");
+    }
     match agent::run(options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -33,7 +33,7 @@ const SETTLE_SHARE: u32 = 5;
 const RETRY_MIN: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(30);
 
-/// What does not change while the node runs.
+/// What hardly changes while the node runs.
 pub(crate) struct Node {
     pub(crate) backend: Box<dyn Backend>,
     pub(crate) network: Ipv4Network,
@@ -47,6 +47,8 @@ pub(crate) struct Channels {
     pub(crate) leases: mpsc::Receiver<LeaseUpdate>,
     /// The lease to work with, once there is one.
     pub(crate) held: watch::Receiver<Option<Lease>>,
+    /// The backend, whenever it is another one.
+    pub(crate) backends: mpsc::Receiver<Box<dyn Backend>>,
     /// Told when the store holds something else under our key.
     pub(crate) doubts: mpsc::Sender<()>,
     pub(crate) kernel_changes: mpsc::Receiver<()>,
@@ -119,6 +121,11 @@ impl Reconciler {
                     if let Some(own) = channels.held.borrow_and_update().clone() {
                         self.own = own;
                     }
+                    return true;
+                }
+                backend = channels.backends.recv() => {
+                    let Some(backend) = backend else { return false };
+                    self.node.backend = backend;
                     return true;
                 }
                 change = channels.kernel_changes.recv() => {

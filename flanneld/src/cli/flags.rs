@@ -139,7 +139,7 @@ const fn secret(flag: Flag) -> Flag {
 use Group::{Health, Interface, Log, Node, Rules, Store};
 use Kind::{Number, Switch, Text, Texts};
 
-/// Every flag of flannel, and our own (`lease-dir`).
+/// Every flag of flannel, and our own (`lease-dir`, `etcd-password-file`).
 pub(super) static FLAGS: &[Flag] = &[
     flag(
         Store,
@@ -153,13 +153,14 @@ pub(super) static FLAGS: &[Flag] = &[
     flag(Store, "etcd-certfile", Text, "", "file with the certificate of this client"),
     flag(Store, "etcd-keyfile", Text, "", "file with the key of that certificate"),
     flag(Store, "etcd-username", Text, "", "etcd user"),
-    secret(flag(
+    secret(flag(Store, "etcd-password", Text, "", "its password; better in a file")),
+    flag(
         Store,
-        "etcd-password",
+        "etcd-password-file",
         Text,
         "",
-        "its password; FLANNELD_ETCD_PASSWORD keeps it out of ps",
-    )),
+        "file with its password; read again for every connection",
+    ),
     flag(Store, "lease-dir", Text, "", "keep leases in this directory, and use no server"),
     flag(
         Store,

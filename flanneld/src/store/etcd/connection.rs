@@ -8,7 +8,7 @@ use etcd_client::{Certificate, Client, ConnectOptions, Error, Identity, TlsOptio
 use tokio::time::timeout;
 use tracing::debug;
 
-use crate::cli::EtcdOptions;
+use crate::cli::{EtcdOptions, Password};
 use crate::store::StoreError;
 
 /// No answer after this long counts as no answer.
@@ -35,6 +35,9 @@ impl Connection {
         let is_tls = |endpoint: &String| endpoint.starts_with("https://");
         if connection.options.endpoints.iter().any(is_tls) {
             tls(&connection.options)?;
+        }
+        if let Some((_, password)) = &connection.options.user {
+            read_password(password)?;
         }
         Ok(connection)
     }
@@ -120,7 +123,9 @@ impl Connection {
             .with_keep_alive_while_idle(true)
             .with_require_leader(true);
         if let Some((name, password)) = &self.options.user {
-            connect = connect.with_user(name, &password.0);
+            // Tokens end after minutes; the library fetches another one.
+            connect = connect.with_user(name, read_password(password)?);
+            connect = connect.with_auto_token_refresh(true);
         }
         if endpoint.starts_with("https://") {
             connect = connect.with_tls(tls(&self.options)?);
@@ -144,6 +149,20 @@ impl Connection {
 enum Failure {
     Files(StoreError),
     Etcd(Error),
+}
+
+fn read_password(password: &Password) -> Result<String, StoreError> {
+    match password {
+        Password::Given(secret) => Ok(secret.0.clone()),
+        Password::File(path) => {
+            let text = std::fs::read_to_string(path).map_err(|source| StoreError::File {
+                attempt: "read the password in",
+                path: path.clone(),
+                source,
+            })?;
+            Ok(text.trim_end_matches(['\r', '\n']).to_owned())
+        }
+    }
 }
 
 fn tls(options: &EtcdOptions) -> Result<TlsOptions, StoreError> {
