@@ -25,7 +25,6 @@ use crate::kernel::{Kernel, Outcome, Wanted};
 use crate::lease::table::{LeaseTable, LeaseUpdate};
 use crate::lease::{Lease, LeaseKey};
 use crate::masquerade::{self, RuleOptions};
-use crate::store::Held;
 
 /// Finds what no notification told.
 const CHECK_INTERVAL: Duration = Duration::from_secs(60);
@@ -36,7 +35,7 @@ const SETTLE_SHARE: u32 = 5;
 const RETRY_MIN: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(30);
 
-/// What does not change while the node runs.
+/// What hardly changes while the node runs.
 pub(crate) struct Node {
     pub(crate) backend: Box<dyn Backend>,
     pub(crate) network: Ipv4Network,
@@ -48,7 +47,10 @@ pub(crate) struct Node {
 /// Where events come from and where results go.
 pub(crate) struct Channels {
     pub(crate) leases: mpsc::Receiver<LeaseUpdate>,
-    pub(crate) held: watch::Receiver<Held>,
+    /// The lease to work with, once there is one.
+    pub(crate) held: watch::Receiver<Option<Lease>>,
+    /// The backend, whenever it is another one.
+    pub(crate) backends: mpsc::Receiver<Box<dyn Backend>>,
     /// Told when the store holds something else under our key.
     pub(crate) doubts: mpsc::Sender<()>,
     pub(crate) kernel_changes: mpsc::Receiver<()>,
@@ -70,7 +72,11 @@ struct Reconciler {
 
 /// Runs until the program ends.
 pub(crate) async fn run(node: Node, mut channels: Channels) {
-    let own = channels.held.borrow_and_update().lease.clone();
+    let own = match channels.held.wait_for(Option::is_some).await {
+        Ok(held) => held.clone(),
+        Err(_) => return,
+    };
+    let Some(own) = own else { return };
     let mut reconciler = Reconciler {
         node,
         own,
@@ -114,7 +120,14 @@ impl Reconciler {
                     if held.is_err() {
                         return false;
                     }
-                    self.own = channels.held.borrow_and_update().lease.clone();
+                    if let Some(own) = channels.held.borrow_and_update().clone() {
+                        self.own = own;
+                    }
+                    return true;
+                }
+                backend = channels.backends.recv() => {
+                    let Some(backend) = backend else { return false };
+                    self.node.backend = backend;
                     return true;
                 }
                 change = channels.kernel_changes.recv() => {
@@ -141,8 +154,7 @@ impl Reconciler {
             LeaseUpdate::Removed(subnet) => debug!(%subnet, "lease removed"),
         }
         let changed = self.table.apply(update);
-        let ours = self.table.get(&self.own.subnet);
-        if ours.is_none_or(|attributes| attributes.public_ip != self.own.attributes.public_ip) {
+        if !self.table.agrees_with(&self.own) {
             // A full channel means that the doubt is known already.
             let _known = doubts.try_send(());
         }

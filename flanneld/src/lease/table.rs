@@ -45,8 +45,14 @@ impl LeaseTable {
     }
 
     /// Returns what is known about a subnet.
+    #[cfg(test)]
     pub(crate) fn get(&self, key: &LeaseKey) -> Option<&Attributes> {
         self.leases.get(key)
+    }
+
+    /// Whether a lease of ours is known here as we know it.
+    pub(crate) fn agrees_with(&self, lease: &Lease) -> bool {
+        self.leases.get(&lease.subnet) == Some(&lease.attributes)
     }
 
     /// Returns all leases but `own`, in the order of their keys.
