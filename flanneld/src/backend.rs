@@ -1,5 +1,6 @@
 //! How packets travel between nodes: what a node publishes, and what its kernel shall look like.
 
+pub(crate) mod udp;
 pub(crate) mod vxlan;
 
 use std::net::Ipv4Addr;

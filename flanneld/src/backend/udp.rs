@@ -1,0 +1,6 @@
+//! Packets between nodes as plain UDP.
+
+mod merge;
+mod offload;
+mod packet;
+mod peers;
