@@ -1,2 +1,35 @@
-//! x
-fn main(){}
+//! The executable: environment and standard input in, one JSON document and an exit code out.
+
+use std::io::{self, Write};
+use std::panic::PanicHookInfo;
+use std::process::ExitCode;
+
+use cni_plugin::process::{self, Outcome};
+
+fn main() -> ExitCode {
+    std::panic::set_hook(Box::new(report_panic));
+    let variable = |name: &str| Some(std::env::var_os(name)?.to_string_lossy().into_owned());
+    finish(&process::run(variable, io::stdin()))
+}
+
+/// Writes what is to be told. Nobody is left to tell if that fails.
+fn finish(outcome: &Outcome) -> ExitCode {
+    let written = match outcome {
+        Outcome::Success(document) | Outcome::Failure(document) => {
+            let mut stdout = io::stdout().lock();
+            stdout.write_all(document.as_bytes()).and_then(|()| stdout.flush())
+        }
+        Outcome::About(text) => io::stderr().write_all(text.as_bytes()),
+    };
+    match outcome {
+        Outcome::Success(_) | Outcome::About(_) if written.is_ok() => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
+    }
+}
+
+/// A runtime expects a document, whatever happens.
+#[expect(clippy::exit, reason = "the release build aborts when the hook returns")]
+fn report_panic(panic: &PanicHookInfo<'_>) {
+    let _failure = finish(&process::internal_error(&panic.to_string()));
+    std::process::exit(1);
+}

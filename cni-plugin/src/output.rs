@@ -4,6 +4,8 @@ use serde::Serialize;
 use serde_json::Serializer;
 use serde_json::ser::PrettyFormatter;
 
+use crate::version::Version;
+
 /// Writes a document as the Go library does: indented by four spaces, without a line end.
 pub fn pretty(document: &impl Serialize) -> String {
     let mut text = Vec::new();
@@ -12,4 +14,19 @@ pub fn pretty(document: &impl Serialize) -> String {
         .serialize(&mut Serializer::with_formatter(&mut text, formatter))
         .expect("all keys are text and memory takes every byte");
     String::from_utf8(text).expect("JSON is text")
+}
+
+/// Writes the answer to VERSION, on a line of its own.
+pub fn versions() -> String {
+    let supported = Version::ALL.map(Version::as_str);
+    let answer = Versions { cni_version: Version::NEWEST.as_str(), supported_versions: supported };
+    let answer = serde_json::to_string(&answer).expect("memory takes every byte");
+    format!("{answer}\n")
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Versions {
+    cni_version: &'static str,
+    supported_versions: [&'static str; Version::ALL.len()],
 }

@@ -166,7 +166,8 @@ impl AddResult {
         let said: Said = json::from_value(result.clone()).map_err(ResultError::Malformed)?;
         let expected = versions_of(generation(version));
         let is_expected = |said| expected.contains(&said);
-        if !said.cni_version.is_empty() && !Version::exact(&said.cni_version).is_some_and(is_expected)
+        if !said.cni_version.is_empty()
+            && !Version::exact(&said.cni_version).is_some_and(is_expected)
         {
             return Err(ResultError::OtherGeneration { expected, found: said.cni_version });
         }
@@ -213,9 +214,8 @@ fn join(versions: &[Version]) -> String {
 }
 
 /// The version that a result says it has.
-#[derive(Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-#[derive(Default)]
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase", expecting = "a result")]
 struct Said {
     cni_version: String,
 }
@@ -305,10 +305,10 @@ impl<'a> VersionedIps<'a> {
             sandbox: interface.sandbox.clone(),
             ..Interface::default()
         });
-        let ips = result.ips.iter().map(|ip| VersionedIp {
-            version: if ip.address.is_ipv4() { "4" } else { "6" },
-            ip,
-        });
+        let ips = result
+            .ips
+            .iter()
+            .map(|ip| VersionedIp { version: if ip.address.is_ipv4() { "4" } else { "6" }, ip });
         Self {
             cni_version: version.as_str(),
             interfaces: interfaces.collect(),

@@ -120,8 +120,7 @@ const fn since(command: Command) -> Option<Version> {
 
 /// Reads up to three numbers; those that are left out are zero.
 fn parse(version: &str) -> Result<[u32; 3], VersionError> {
-    let malformed =
-        |reason| VersionError::Malformed { version: version.to_owned(), reason };
+    let malformed = |reason| VersionError::Malformed { version: version.to_owned(), reason };
     if version.is_empty() {
         return parse(Version::V0_1_0.as_str());
     }

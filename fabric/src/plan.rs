@@ -46,7 +46,9 @@ pub enum Op {
     ReplaceFdbEntry(LinkName, MacAddr, IpAddr),
     /// Forget where an Ethernet address lives.
     DelFdbEntry(LinkName, MacAddr, IpAddr),
-    /// Lead a destination somewhere.
+    /// Lead a destination somewhere, unless somebody else's route does.
+    AddRoute(RouteKey, Route),
+    /// Lead a destination somewhere else.
     ReplaceRoute(RouteKey, Route),
     /// Remove a route.
     DelRoute(RouteKey, Route),
@@ -250,8 +252,10 @@ impl Diff<'_> {
         let links: BTreeSet<LinkName> = flushed.iter().map(|(link, _)| *link).collect();
         for (key, route) in &self.desired.routes {
             let lost = !self.survives(&route.link) || links.contains(&route.link);
-            if self.observed.routes.get(key) != Some(route) || lost {
-                ops.push(Op::ReplaceRoute(*key, *route));
+            match self.observed.routes.get(key) {
+                None => ops.push(Op::AddRoute(*key, *route)),
+                Some(now) if now != route || lost => ops.push(Op::ReplaceRoute(*key, *route)),
+                Some(_) => {}
             }
         }
     }
@@ -354,6 +358,7 @@ impl Op {
                 | Self::DelNeighbour(..)
                 | Self::ReplaceFdbEntry(..)
                 | Self::DelFdbEntry(..)
+                | Self::AddRoute(..)
                 | Self::ReplaceRoute(..)
                 | Self::DelRoute(..)
         )
@@ -400,6 +405,7 @@ impl fmt::Display for Op {
             Self::DelFdbEntry(link, mac, vtep) => {
                 write!(f, "bridge fdb del {mac} dev {link} dst {vtep} self")
             }
+            Self::AddRoute(key, route) => write!(f, "ip route add {}", RouteText(key, route)),
             Self::ReplaceRoute(key, route) => {
                 write!(f, "ip route replace {}", RouteText(key, route))
             }

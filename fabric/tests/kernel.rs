@@ -192,6 +192,23 @@ fn stale_entries_go_and_foreign_ones_stay() {
 }
 
 #[test]
+fn a_route_of_somebody_else_is_reported_and_not_fought() {
+    sandboxed(|| {
+        underlay();
+        ip("route add 10.244.2.0/24 via 198.51.100.77 dev eth0 proto static");
+        let desired = tunnel(2);
+        let mut socket = Socket::open().unwrap();
+        let report = converge(&mut socket, &tunnel_scope(), &desired).unwrap();
+        let failures: Vec<_> = report.failures.iter().map(ToString::to_string).collect();
+        assert_eq!(failures.len(), 1, "{failures:?}");
+        assert!(failures[0].starts_with("ip route add 10.244.2.0/24"), "{failures:?}");
+        let routes = ip("route show");
+        assert!(routes.contains("10.244.2.0/24 via 198.51.100.77"), "{routes}");
+        assert!(routes.contains("10.244.3.0/24 via 10.244.3.0"), "{routes}");
+    });
+}
+
+#[test]
 fn a_refusal_carries_the_words_of_the_kernel_and_does_not_stop_the_rest() {
     sandboxed(|| {
         underlay();

@@ -26,7 +26,7 @@ use crate::masquerade::RuleOptions;
 use crate::reconciler::{self, Channels, Node};
 use crate::shutdown::Shutdown;
 use crate::store::{DirectoryStore, EtcdStore, LeaseStore, StoreError};
-use crate::{health, renewal, retry};
+use crate::{health, notifications, renewal, retry};
 
 /// The network configuration is asked for this often until there is a valid one.
 const CONFIG_RETRY: Duration = Duration::from_secs(1);
@@ -40,7 +40,7 @@ pub(crate) enum StartError {
     Store(#[from] StoreError),
     #[error(transparent)]
     NoInterface(#[from] NoInterface),
-    #[error("the network configuration cannot be used: {0}")]
+    #[error("the network configuration cannot be used")]
     Backend(#[from] BackendError),
     #[error("the network configuration cannot be used: {0}")]
     Family(&'static str),
@@ -141,7 +141,7 @@ async fn serve(
         random_fully: options.random_fully,
         forward: options.forward_rules,
     };
-    let links = [backend.device(), interface.name];
+    let (device, underlay) = (backend.device(), interface.name);
     let kernel = Kernel::start().map_err(system("start the thread that speaks to the kernel"))?;
     let node = Node { backend, network, rules, subnet_file: options.subnet_file, kernel };
 
@@ -154,7 +154,8 @@ async fn serve(
     tokio::select! {
         () = store.watch(updates) => Ok(()),
         () = renewal::keep(&store, request, options.renew_margin, doubted, published) => Ok(()),
-        error = kernel::changes(links, wake) => Err(system("listen to the kernel")(error)),
+        error = notifications::links(device, underlay, wake.clone()) => Err(deaf(error)),
+        error = notifications::rules(wake) => Err(deaf(error)),
         () = reconciler::run(node, channels) => Ok(()),
         () = notify_supervisor(is_ready) => Ok(()),
     }
@@ -215,6 +216,10 @@ async fn notify_supervisor(mut ready: watch::Receiver<bool>) {
         warn!(%error, "the supervisor could not be told that the node is ready");
     }
     std::future::pending().await
+}
+
+fn deaf(error: std::io::Error) -> StartError {
+    system("listen to the kernel")(error)
 }
 
 fn system(attempt: &'static str) -> impl FnOnce(std::io::Error) -> StartError {

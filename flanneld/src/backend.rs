@@ -78,7 +78,7 @@ pub(crate) enum Reason {
 pub(crate) enum BackendError {
     #[error("Backend.Type {0:?} is not available: want vxlan")]
     Unknown(String),
-    #[error("Backend options do not decode: {0}")]
+    #[error("the options of Backend do not decode")]
     Json(#[from] fabric::json::Error),
     #[error("Backend.{key} {value} is out of range: want {expected}")]
     Range { key: &'static str, value: i64, expected: &'static str },

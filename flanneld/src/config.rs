@@ -45,7 +45,7 @@ pub(crate) struct BackendConfig {
 /// What is wrong with the configuration.
 #[derive(Debug, PartialEq, thiserror::Error)]
 pub(crate) enum ConfigError {
-    #[error("network configuration does not decode: {0}")]
+    #[error("the network configuration does not decode")]
     Json(#[from] fabric::json::Error),
     #[error("neither EnableIPv4 nor EnableIPv6 is true")]
     NoFamily,

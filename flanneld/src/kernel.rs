@@ -1,10 +1,6 @@
-//! The thread that speaks to the kernel, and the notifications that wake the loop.
+//! The thread that reads and writes kernel state, on one socket of its own.
 //!
-//!     reconciler ──Wanted──▶ applier thread: observe, compare, apply ──Outcome──▶ reconciler
-//!     kernel ──multicast──▶ changes() ──()──▶ reconciler
-//!
-//! Reading and writing is synchronous on one socket of its own thread. Notifications come on a
-//! socket of their own and carry no work: whatever changed is found by comparing.
+//!     reconciler ──Wanted──▶ observe, compare, apply ──Outcome──▶ reconciler
 
 use std::sync::mpsc as blocking;
 use std::thread;
@@ -12,17 +8,11 @@ use std::time::{Duration, Instant};
 
 use fabric::link_name::LinkName;
 use fabric::netlink::{ApplyError, NetlinkError, Report, Scope, Socket, converge};
-use fabric::netstate::{NetState, ROUTE_PROTOCOL};
+use fabric::netstate::NetState;
 use fabric::packet_filter::nft::Nft;
 use fabric::packet_filter::{self, Ruleset};
-use futures_util::StreamExt;
-use rtnetlink::MulticastGroup;
-use rtnetlink::packet_core::NetlinkPayload;
-use rtnetlink::packet_route::RouteNetlinkMessage;
-use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
-use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol};
-use tokio::sync::{mpsc, oneshot};
-use tracing::{debug, warn};
+use tokio::sync::oneshot;
+use tracing::debug;
 
 use crate::errors::chain;
 
@@ -138,73 +128,4 @@ pub(crate) fn mac_of(link: LinkName) -> Option<fabric::mac::MacAddr> {
     let scope = Scope { links: [link].into(), ..Scope::default() };
     let state = fabric::netlink::observe(&mut Socket::open().ok()?, &scope).ok()?;
     state.links.get(&link)?.mac
-}
-
-/// Sends a message whenever something changes on one of these links, or a route of ours does.
-/// Returns only if notifications cannot be had.
-pub(crate) async fn changes(links: [LinkName; 2], wake: mpsc::Sender<()>) -> std::io::Error {
-    let groups = [
-        MulticastGroup::Link,
-        MulticastGroup::Neigh,
-        MulticastGroup::Ipv4Ifaddr,
-        MulticastGroup::Ipv4Route,
-    ];
-    let (connection, _handle, mut messages) = match rtnetlink::new_multicast_connection(&groups) {
-        Ok(connection) => connection,
-        Err(error) => return error,
-    };
-    tokio::spawn(connection);
-    while let Some((message, _)) = messages.next().await {
-        let relevant = match &message.payload {
-            NetlinkPayload::InnerMessage(message) => concerns(message, links),
-            NetlinkPayload::Overrun(_) => {
-                warn!("the kernel's notifications came faster than they were read");
-                true
-            }
-            _ => false,
-        };
-        // A full channel means that the loop will wake up anyway.
-        if relevant && matches!(wake.try_send(()), Err(mpsc::error::TrySendError::Closed(()))) {
-            break;
-        }
-    }
-    std::io::Error::other("the kernel's notifications ended")
-}
-
-fn concerns(message: &RouteNetlinkMessage, links: [LinkName; 2]) -> bool {
-    let is_ours = |index: u32| links.iter().any(|link| index_of(*link) == Some(index));
-    match message {
-        RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link) => {
-            links.iter().any(|ours| is_named(link, *ours))
-        }
-        RouteNetlinkMessage::NewAddress(address) | RouteNetlinkMessage::DelAddress(address) => {
-            is_ours(address.header.index)
-        }
-        RouteNetlinkMessage::NewNeighbour(entry) | RouteNetlinkMessage::DelNeighbour(entry) => {
-            // Neighbours on the underlay come and go all the time.
-            index_of(links[0]) == Some(entry.header.ifindex)
-        }
-        RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
-            route.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL)
-                || leaves_by(route).is_some_and(|index| index_of(links[0]) == Some(index))
-        }
-        _ => false,
-    }
-}
-
-fn is_named(message: &LinkMessage, name: LinkName) -> bool {
-    let matches = |attribute: &LinkAttribute| matches!(attribute, LinkAttribute::IfName(text) if text == name.as_str());
-    message.attributes.iter().any(matches)
-}
-
-fn leaves_by(message: &RouteMessage) -> Option<u32> {
-    message.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Oif(index) => Some(*index),
-        _ => None,
-    })
-}
-
-/// Asks each time, because a link that is made anew has another number.
-fn index_of(link: LinkName) -> Option<u32> {
-    nix::net::if_::if_nametoindex(link.as_str()).ok()
 }

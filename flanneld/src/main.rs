@@ -13,6 +13,7 @@ mod masquerade;
 
 mod agent;
 mod kernel;
+mod notifications;
 mod reconciler;
 
 mod errors;

@@ -28,7 +28,9 @@ use crate::store::Held;
 /// Finds what no notification told.
 const CHECK_INTERVAL: Duration = Duration::from_secs(60);
 /// Notifications come in bursts, also for what a pass does itself.
-const SETTLE: Duration = Duration::from_millis(20);
+const SETTLE_MIN: Duration = Duration::from_millis(20);
+/// While notifications do not end, passes take at most one part in so many of the time.
+const SETTLE_SHARE: u32 = 5;
 const RETRY_MIN: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(30);
 
@@ -58,6 +60,8 @@ struct Reconciler<B> {
     table: LeaseTable,
     left_out: BTreeMap<LeaseKey, Reason>,
     failures: Vec<String>,
+    /// How long the last pass took.
+    duration: Duration,
     /// What the subnet file holds, once it was written.
     written: Option<SubnetFile>,
 }
@@ -71,6 +75,7 @@ pub(crate) async fn run<B: Backend>(node: Node<B>, mut channels: Channels) {
         table: LeaseTable::default(),
         left_out: BTreeMap::new(),
         failures: Vec::new(),
+        duration: Duration::ZERO,
         written: None,
     };
     // Without a snapshot there is nothing to compare with: what is there would look like too much.
@@ -116,7 +121,8 @@ impl<B: Backend> Reconciler<B> {
                     }
                     if !settling {
                         settling = true;
-                        deadline = deadline.min(Instant::now() + SETTLE);
+                        let settle = SETTLE_MIN.max(self.duration * SETTLE_SHARE);
+                        deadline = deadline.min(Instant::now() + settle);
                     }
                 }
                 () = sleep_until(deadline) => return true,
@@ -159,6 +165,7 @@ impl<B: Backend> Reconciler<B> {
         };
         self.report_left_out(desired.left_out);
         let outcome = self.node.kernel.make_true(wanted).await;
+        self.duration = outcome.duration;
         self.report(&outcome, peers);
         let written = outcome.node_failures.is_empty() && self.write_subnet_file();
         ready.send_if_modified(|ready| std::mem::replace(ready, written) != written);

@@ -141,13 +141,13 @@ impl Cluster {
         let leases = self.store.leases();
         for number in self.flanneld.keys() {
             let node = self.node(*number);
-            let own = node.subnet_file_value("FLANNEL_SUBNET").unwrap_or_default();
+            let own = self.store.lease_of(node).map(|(key, _)| key);
             wait::until(&format!("{} has routes to all peers", node.name()), || {
                 let routes = node.ip("route show");
                 let missing: Vec<_> = leases
                     .keys()
+                    .filter(|key| Some(*key) != own.as_ref())
                     .map(|key| key.replace('-', "/"))
-                    .filter(|subnet| *subnet != own.replace(".1/", ".0/"))
                     .filter(|subnet| !routes.lines().any(|route| route.starts_with(&**subnet)))
                     .collect();
                 if missing.is_empty() { Ok(()) } else { Err(format!("none to {missing:?}")) }

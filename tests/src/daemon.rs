@@ -1,5 +1,7 @@
 //! A program in the background whose log is kept and shown when a test fails.
 
+#![expect(clippy::print_stderr, reason = "the test harness captures it")]
+
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;

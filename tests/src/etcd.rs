@@ -66,7 +66,7 @@ impl Etcd {
             .args(["--listen-peer-urls", "http://127.0.0.1:2380"])
             .args(["--initial-advertise-peer-urls", "http://127.0.0.1:2380"])
             .args(["--initial-cluster", "etcd=http://127.0.0.1:2380"])
-            .args(["--max-request-bytes", "33554432", "--logger", "zap"]);
+            .args(["--max-request-bytes", "33554432", "--logger", "zap", "--log-level", "warn"]);
         self.server = Some(Daemon::start("etcd", &mut command));
         wait::until("etcd is healthy", || {
             let output = program::outcome(self.etcdctl().args(["endpoint", "health"]));

@@ -5,21 +5,24 @@
 //! In it, a [`cluster`] is a set of [`node`]s on one [`underlay`] with a store for their leases,
 //! running the real programs; [`pod`]s are attached the way a container runtime does it, and
 //! [`traffic`] tells whether they reach each other.
+//! Benchmarks run in the same sandbox and report by [`statistics`].
 //!
 //! Fixtures report trouble by panicking with a text that says what was expected and what was
 //! there: in a test that is the failure, in the lab it is the last line.
 
-pub mod sandbox;
-pub mod program;
-pub mod wait;
-pub mod namespace;
 pub mod daemon;
+pub mod namespace;
+pub mod program;
+pub mod sandbox;
+pub mod wait;
 
-pub mod underlay;
+pub mod cluster;
 pub mod etcd;
 pub mod node;
-pub mod cluster;
+pub mod underlay;
 
 pub mod pod;
 pub mod runtime;
 pub mod traffic;
+
+pub mod statistics;

@@ -52,6 +52,22 @@ impl Namespace {
         program::run(ip.args(["-n", &self.name]).args(arguments.split_whitespace()))
     }
 
+    /// Runs `ip` as [`Self::ip`] does, where it may fail: for things that may not be there.
+    ///
+    /// # Errors
+    /// What `ip` wrote about it.
+    pub fn try_ip(&self, arguments: &str) -> Result<String, String> {
+        self.attempt("ip", arguments)
+    }
+
+    /// Runs `bridge` as [`Self::bridge`] does, where it may fail.
+    ///
+    /// # Errors
+    /// What `bridge` wrote about it.
+    pub fn try_bridge(&self, arguments: &str) -> Result<String, String> {
+        self.attempt("bridge", arguments)
+    }
+
     /// Runs `bridge -n NAME ARGUMENTS` and returns its output.
     ///
     /// # Panics
@@ -97,6 +113,14 @@ impl Namespace {
             Ok(result) => result,
             Err(panic) => std::panic::resume_unwind(panic),
         }
+    }
+
+    fn attempt(&self, program: &str, arguments: &str) -> Result<String, String> {
+        let mut command = program::installed(program);
+        command.args(["-n", &self.name]).args(arguments.split_whitespace());
+        let output = program::outcome(&mut command);
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        if output.status.success() { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }
     }
 
     pub(crate) fn open(&self) -> File {

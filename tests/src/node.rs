@@ -138,7 +138,8 @@ impl Node {
 
     /// A command for an installed program that runs on this node.
     pub fn installed(&self, program: &str) -> Command {
-        let path = program::find(program).unwrap_or_else(|| panic!("{}", program::missing(program)));
+        let path =
+            program::find(program).unwrap_or_else(|| panic!("{}", program::missing(program)));
         self.command(path)
     }
 }

@@ -132,9 +132,23 @@ impl Pod {
     /// Runtimes pass the result back from version 0.4.0 on.
     fn keeps_results(&self) -> bool {
         let version = self.configuration["cniVersion"].as_str().unwrap_or_default();
-        !version.is_empty() && !version.starts_with("0.1") && !version.starts_with("0.2")
+        !version.is_empty()
+            && !version.starts_with("0.1")
+            && !version.starts_with("0.2")
             && !version.starts_with("0.3")
     }
+}
+
+/// Attaches `count` pods to each node, named after it: `n1-p1`, `n1-p2`, `n2-p1`, …
+pub fn attach_to_each(nodes: &[Node], count: u8) -> Vec<Pod> {
+    let names = nodes.iter().flat_map(|node| (1..=count).map(move |number| (node, number)));
+    names.map(|(node, number)| Pod::attach(node, &format!("{}-p{number}", node.name()))).collect()
+}
+
+/// Every pod with every other, in both directions.
+pub fn pairs(pods: &[Pod]) -> impl Iterator<Item = (&Pod, &Pod)> {
+    let all = pods.iter().flat_map(move |from| pods.iter().map(move |to| (from, to)));
+    all.filter(|(from, to)| from.name() != to.name())
 }
 
 /// An attachment with an identifier of 64 hexadecimal digits, as runtimes make them.

@@ -101,7 +101,8 @@ fn line(command: &Command) -> String {
 
 fn under_test(name: &str, variable: &str) -> PathBuf {
     if let Some(path) = env::var_os(variable) {
-        return PathBuf::from(path);
+        return fs::canonicalize(&path)
+            .unwrap_or_else(|e| panic!("{variable}={}: {e}", path.display()));
     }
     let this = env::current_exe().expect("/proc is mounted");
     // Tests are one directory below the programs of the same build, binaries beside them.

@@ -5,12 +5,14 @@
 //! When the test ends, however it ends, the kernel removes every link, mount and process of it.
 
 #![expect(unsafe_code, reason = "namespaces are entered between fork and exec")]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "the test harness captures both")]
 
 use std::io::{Error, ErrorKind, Result};
 use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt;
+use std::panic::{self, PanicHookInfo};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 use std::{env, fs, thread};
@@ -25,6 +27,9 @@ use crate::{daemon, program};
 
 /// Holds the network namespace outside of the sandbox, so that the inside can tell that it left it.
 const OUTSIDE: &str = "FLANNEL_SANDBOX_OUTSIDE";
+
+/// Holds the user outside of the sandbox; inside everybody is root.
+const OUTSIDE_USER: &str = "FLANNEL_SANDBOX_OUTSIDE_USER";
 
 /// A test that takes longer hangs. Generous, as the machine may be busy with other things.
 const TEST_TIME_MAX: Duration = Duration::from_secs(300);
@@ -62,10 +67,10 @@ pub fn sandbox_command(program: impl AsRef<Path>) -> Command {
     let (uid, gid) = (getuid(), getgid());
     let mut command = Command::new(program.as_ref());
     command.env(OUTSIDE, network_namespace().unwrap_or_default());
+    command.env(OUTSIDE_USER, uid.to_string());
     let isolate = move || -> Result<()> {
         die_with_parent()?;
-        let private =
-            CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID;
+        let private = CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID;
         match unshare(private | CloneFlags::CLONE_NEWUSER) {
             Ok(()) => {
                 fs::write("/proc/self/setgroups", "deny")?;
@@ -96,6 +101,39 @@ pub fn sandbox_command(program: impl AsRef<Path>) -> Command {
     // SAFETY: the closure only makes system calls and allocates, in a process of one thread.
     unsafe { command.pre_exec(isolate) };
     command
+}
+
+/// Runs `inside` in a sandbox, in a copy of this program: for programs that do nothing else.
+///
+/// Call it first in `main`. What `inside` reports by panicking is printed, and the status is 1.
+pub fn main_in_sandbox(inside: impl FnOnce()) -> ExitCode {
+    if env::var_os(OUTSIDE).is_some() {
+        panic::set_hook(Box::new(print_and_exit));
+        if let Err(refused) = enter() {
+            eprintln!("{}", explain(&refused));
+            return ExitCode::FAILURE;
+        }
+        inside();
+        return ExitCode::SUCCESS;
+    }
+    match sandbox_command("/proc/self/exe").args(env::args_os().skip(1)).status() {
+        Ok(status) if status.success() => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
+        Err(refused) => {
+            eprintln!("{}", explain(&refused));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// A panic hook for programs: fixtures say by a panic what went wrong, and that is the last word.
+#[expect(clippy::exit, reason = "a sandbox ends with its first process")]
+pub fn print_and_exit(panic: &PanicHookInfo<'_>) {
+    let payload = panic.payload();
+    let text = payload.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("unknown");
+    eprintln!("\nfailed: {text}");
+    std::process::exit(1)
 }
 
 /// Furnishes the sandbox from inside: private mounts, `/proc` and `/sys` of its own, an empty
@@ -130,9 +168,10 @@ pub fn explain(refused: &Error) -> String {
     // ENOSPC stands for a limit of zero namespaces.
     let restricted = refused.kind() == ErrorKind::PermissionDenied
         || refused.raw_os_error() == Some(libc::ENOSPC);
-    if restricted && !Uid::effective().is_root() {
-        "this system restricts unprivileged user namespaces; run as root, \
-         it still touches nothing outside of its own namespaces: sudo make demo"
+    let user = env::var(OUTSIDE_USER).unwrap_or_else(|_| Uid::effective().to_string());
+    if restricted && user != "0" {
+        "this system restricts unprivileged user namespaces; run this as root, for example with \
+         sudo: it still touches nothing outside of its own namespaces"
             .to_owned()
     } else {
         format!("cannot make a sandbox: {refused}")

@@ -173,7 +173,8 @@ impl Flow {
     pub fn finish(self) -> Result<FlowReport> {
         self.stop.store(true, Ordering::Relaxed);
         let sent = self.sender.join().map_err(|_| Error::other("the sender panicked"))??;
-        let arrivals = self.receiver.join().map_err(|_| Error::other("the receiver panicked"))??;
+        let arrivals =
+            self.receiver.join().map_err(|_| Error::other("the receiver panicked"))??;
         let Arrivals { received, overrun, gap_max, duration } = arrivals;
         Ok(FlowReport { sent, received, overrun, gap_max, duration })
     }
@@ -211,7 +212,8 @@ fn pattern() -> Vec<u8> {
     // A linear congruential generator (Knuth's MMIX constants): nothing repeats within a segment.
     let mut state = 0x0123_4567_89ab_cdef_u64;
     let mut next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         state.to_be_bytes()[0]
     };
     (0..PATTERN_LEN).map(|_| next()).collect()
@@ -240,7 +242,9 @@ fn receive_pattern(stream: &mut TcpStream, pattern: &[u8], length: usize) -> Res
         let room = buffer.len().min(length - position).min(expected_at(pattern, position).len());
         let count = stream.read(&mut buffer[..room])?;
         if count == 0 {
-            return Err(Error::other(format!("the stream ended after {position} of {length} bytes")));
+            return Err(Error::other(format!(
+                "the stream ended after {position} of {length} bytes"
+            )));
         }
         if buffer[..count] != expected_at(pattern, position)[..count] {
             return Err(Error::other(format!("wrong content after {position} bytes")));

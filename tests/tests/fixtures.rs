@@ -117,7 +117,8 @@ fn node_programs_see_their_own_directories_at_the_stock_paths() {
         let underlay = Underlay::create();
         let nodes = [1, 2].map(|number| Node::create(&underlay, number));
         for node in &nodes {
-            let script = format!("echo {} >/run/flannel/subnet.env; ls /sys/class/net", node.name());
+            let script =
+                format!("echo {} >/run/flannel/subnet.env; ls /sys/class/net", node.name());
             let links = program::run(node.installed("sh").args(["-c", &script]));
             assert_eq!(links.split_whitespace().collect::<Vec<_>>(), ["eth0", "lo"]);
         }

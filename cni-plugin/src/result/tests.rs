@@ -79,7 +79,7 @@ fn each_version_has_its_form() {
         (Version::V0_3_1, versioned.clone()),
         (Version::V0_4_0, versioned.replace("0.3.1", "0.4.0")),
         (Version::V1_0_0, current.to_owned()),
-        (Version::V1_1_0, current.replace("1.0.0", "1.1.0")),
+        (Version::V1_1_0, current.replace("\"1.0.0", "\"1.1.0")),
     ];
     for (version, expected) in table {
         assert_eq!(compact(&dual_stack().encode(version).unwrap()), expected, "{version}");
@@ -141,7 +141,7 @@ fn a_malformed_result_is_named() {
         (json!({"ips": [{"address": "10.1.2.5"}]}), "ips[0].address: invalid CIDR address"),
         (json!({"ips": [{"address": "10.1.2.5/24", "gateway": "x"}]}), "ips[0].gateway: invalid"),
         (json!({"interfaces": {}}), "interfaces: expected a sequence, found an object"),
-        (json!([]), "expected struct Said, found a list"),
+        (json!([]), "expected a result, found a list"),
     ];
     for (result, expected) in table {
         let error = AddResult::decode(Version::V1_0_0, result).unwrap_err();

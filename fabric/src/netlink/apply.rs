@@ -109,6 +109,7 @@ impl<'a> Applier<'a> {
                 replace_fdb_entry(self.index(*link)?, *mac, *vtep)
             }
             Op::DelFdbEntry(link, mac, vtep) => del_fdb_entry(self.index(*link)?, *mac, *vtep),
+            Op::AddRoute(key, route) => add_route(self.index(route.link)?, key, route),
             Op::ReplaceRoute(key, route) => replace_route(self.index(route.link)?, key, route),
             Op::DelRoute(key, route) => del_route(self.index(route.link)?, key, route),
         };
@@ -366,6 +367,11 @@ fn route(index: u32, key: &RouteKey, route: &Route) -> RouteMessage {
     attributes.push(RouteAttribute::Table(key.table));
     attributes.push(RouteAttribute::Priority(key.metric));
     message
+}
+
+fn add_route(index: u32, key: &RouteKey, to: &Route) -> Request {
+    let message = RouteNetlinkMessage::NewRoute(route(index, key, to));
+    Request { message, flags: NLM_F_CREATE | NLM_F_EXCL }
 }
 
 fn replace_route(index: u32, key: &RouteKey, to: &Route) -> Request {

@@ -59,7 +59,10 @@ impl Model {
             Op::DelFdbEntry(link, mac, _) => {
                 self.0.fdb.remove(&(*link, *mac)).ok_or(Refusal::Enoent)?;
             }
-            Op::ReplaceRoute(key, route) => return self.replace_route(*key, *route),
+            Op::AddRoute(key, _) if self.0.routes.contains_key(key) => return Err(Refusal::Eexist),
+            Op::AddRoute(key, route) | Op::ReplaceRoute(key, route) => {
+                return self.replace_route(*key, *route);
+            }
             Op::DelRoute(key, _) => {
                 self.0.routes.remove(key).ok_or(Refusal::Enoent)?;
             }

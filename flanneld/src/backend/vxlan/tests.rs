@@ -49,7 +49,7 @@ ip address replace 10.244.1.0/32 dev flannel.1
 ip link set flannel.1 up
 ip neigh replace 10.244.2.0 lladdr 02:00:00:00:00:02 dev flannel.1 nud permanent
 bridge fdb replace 02:00:00:00:00:02 dev flannel.1 dst 198.51.100.2 self permanent
-ip route replace 10.244.2.0/24 via 10.244.2.0 dev flannel.1 proto 199 onlink
+ip route add 10.244.2.0/24 via 10.244.2.0 dev flannel.1 proto 199 onlink
 "
     );
 }

@@ -1,0 +1,294 @@
+//! What an attachment is made of, as data: on the host, in the sandbox, in the packet filter. Pure.
+//!
+//! All that identifies it is derived from the attachment or its address: the name and the remark of
+//! the host veth, the Ethernet addresses of the pod and of the bridge. So DEL finds what ADD made
+//! without any memory of it, and a pod that gets the address of another one before it also gets its
+//! Ethernet address, which is the one that everybody still remembers.
+
+use std::net::IpAddr;
+use std::path::Path;
+
+use fabric::link_name::LinkName;
+use fabric::mac::MacAddr;
+use fabric::netstate::{
+    Address, BridgePort, Link, LinkKind, NetState, ROUTE_PROTOCOL, Route, RouteKey, Sysctl,
+    VethPeer,
+};
+use fabric::packet_filter::Ruleset;
+use ipnetwork::IpNetwork;
+use sha2::{Digest, Sha256};
+
+use crate::bridge::{Bridge, Gateway};
+use crate::invocation::Attachment;
+use crate::masquerade;
+use crate::result::{self, AddResult, Interface, Ip};
+
+/// The state that an ADD brings about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Desired {
+    /// On the host: the bridge and the attachment's port of it.
+    pub host: NetState,
+    /// In the sandbox.
+    pub sandbox: NetState,
+    /// Rules, if the attachment has any.
+    pub filter: Option<Ruleset>,
+}
+
+/// Returns what shall be for an attachment with these addresses and routes, whose sandbox is at
+/// `netns`.
+pub fn desired(
+    attachment: &Attachment,
+    netns: &Path,
+    bridge: &Bridge,
+    ips: &[Ip],
+    routes: &[result::Route],
+) -> Desired {
+    let addresses = || ips.iter().map(|ip| ip.address);
+    Desired {
+        host: host(attachment, netns, bridge, ips),
+        sandbox: sandbox(attachment.if_name, bridge, ips, routes),
+        filter: bridge.masquerade.then(|| masquerade::rules(attachment, addresses())),
+    }
+}
+
+/// What the result of an ADD says about one attachment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Made {
+    /// The addresses of the interface in the sandbox.
+    pub ips: Vec<Ip>,
+    mac: Option<MacAddr>,
+    /// The host's end, if it is not the one that we make: the Go plugin chose the name at random.
+    foreign_veth: Option<LinkName>,
+    veth_mac: Option<MacAddr>,
+}
+
+impl Made {
+    /// Finds the attachment, whose sandbox is at `netns`, in the result of an ADD.
+    ///
+    /// # Errors
+    /// The sandbox that an interface of that name is in, or nothing, if it is not there.
+    pub fn find(
+        attachment: &Attachment,
+        netns: &Path,
+        bridge: &Bridge,
+        result: &AddResult,
+    ) -> Result<Self, String> {
+        let netns = netns.to_string_lossy();
+        let mut named = result.interfaces.iter().enumerate();
+        let (index, interface) = named
+            .find(|(_, one)| one.name == attachment.if_name.as_str() && !one.sandbox.is_empty())
+            .ok_or_else(String::new)?;
+        if interface.sandbox != netns {
+            return Err(interface.sandbox.clone());
+        }
+        let mac = |interface: &Interface| interface.mac.parse().ok();
+        let on_host = || result.interfaces.iter().filter(|one| one.sandbox.is_empty());
+        let ours = on_host().find(|one| one.name == host_veth(attachment).as_str());
+        let foreign = || on_host().find(|one| one.name != bridge.name.as_str());
+        let veth = ours.or_else(foreign);
+        let is_ours = |ip: &&Ip| ip.interface.is_none_or(|of| of == index);
+        Ok(Self {
+            ips: result.ips.iter().filter(is_ours).cloned().collect(),
+            mac: mac(interface),
+            foreign_veth: veth.filter(|_| ours.is_none()).and_then(|one| one.name.parse().ok()),
+            veth_mac: veth.and_then(mac),
+        })
+    }
+}
+
+/// Returns what must still be true of an attachment: less than what ADD brought about, since later
+/// plugins may change properties of the interfaces, and the routes of the sandbox.
+pub fn made(
+    attachment: &Attachment,
+    netns: &Path,
+    bridge: &Bridge,
+    made: &Made,
+    routes: &[result::Route],
+) -> Desired {
+    let mut desired = desired(attachment, netns, bridge, &made.ips, routes);
+    desired.host.sysctls.retain(|sysctl, _| is_essential(sysctl));
+    desired.sandbox.sysctls.retain(|sysctl, _| is_essential(sysctl));
+    // The runtime looks after the loopback interface.
+    desired.sandbox.links.retain(|name, _| *name == attachment.if_name);
+    if let Some(interface) = desired.sandbox.links.get_mut(&attachment.if_name) {
+        (interface.mac, interface.mtu) = (made.mac, None);
+    }
+    if let Some(mut veth) = desired.host.links.remove(&host_veth(attachment)) {
+        (veth.mac, veth.mtu) = (made.veth_mac, None);
+        if made.foreign_veth.is_some() {
+            (veth.alias, desired.filter) = (None, None);
+        }
+        desired.host.links.insert(made.foreign_veth.unwrap_or(host_veth(attachment)), veth);
+    }
+    desired
+}
+
+/// Whether an attachment is of no use without this parameter being set.
+pub fn is_essential(sysctl: &Sysctl) -> bool {
+    let name = sysctl.as_path().rsplit('/').next();
+    matches!(name, Some("ip_forward" | "forwarding" | "disable_ipv6"))
+}
+
+/// Returns the routes that a sandbox with these addresses gets: those configured, and by default
+/// everything through the gateway of each family, unless a route says otherwise.
+pub fn routes(bridge: &Bridge, ips: &[Ip]) -> Vec<result::Route> {
+    let mut routes = bridge.ipam.routes.clone();
+    if bridge.gateway != Gateway::Default {
+        return routes;
+    }
+    for is_v4 in [true, false] {
+        let of_family = |ip: &&Ip| ip.address.is_ipv4() == is_v4;
+        let Some(gateway) = ips.iter().find(of_family).and_then(|ip| ip.gateway) else { continue };
+        let dst = everything(gateway);
+        if !bridge.ipam.routes.iter().any(|route| route.dst == dst && route.gw.is_some()) {
+            routes.push(result::Route { gw: Some(gateway), ..result::Route::to(dst) });
+        }
+    }
+    routes
+}
+
+/// Returns the addresses that the bridge has for pods with these addresses.
+pub fn gateways(bridge: &Bridge, ips: &[Ip]) -> Vec<IpNetwork> {
+    if bridge.gateway == Gateway::None {
+        return Vec::new();
+    }
+    let gateway = |ip: &Ip| IpNetwork::new(ip.gateway?, ip.address.prefix()).ok();
+    ips.iter().filter_map(gateway).collect()
+}
+
+/// The name of the host's end: `veth` and eight digits that belong to the attachment.
+pub fn host_veth(attachment: &Attachment) -> LinkName {
+    let [a, b, c, d, ..] = digest(attachment);
+    let name = format!("veth{a:02x}{b:02x}{c:02x}{d:02x}");
+    name.parse().expect("twelve letters and digits are a name")
+}
+
+/// The remark on the host's end, which tells it from all others that may have the name.
+pub fn alias(attachment: &Attachment) -> String {
+    const MAX_BYTES: usize = 255;
+    let Attachment { network, container, if_name } = attachment;
+    let mut alias = format!("{container}/{if_name}/{network}");
+    alias.truncate(alias.floor_char_boundary(MAX_BYTES));
+    alias
+}
+
+/// Whether a link with the name of the host's end is it. A remark may be missing if the ADD was killed
+/// before it came to it.
+pub fn is_host_veth_of(attachment: &Attachment, link: &Link) -> bool {
+    let is_veth = matches!(link.kind, LinkKind::Veth(_));
+    is_veth && link.alias.as_ref().is_none_or(|remark| *remark == alias(attachment))
+}
+
+/// The Ethernet address that goes with an address.
+pub fn mac_of(ip: IpAddr) -> MacAddr {
+    match ip {
+        IpAddr::V4(ip) => {
+            let [a, b, c, d] = ip.octets();
+            MacAddr::local([0x0a, 0x58, a, b, c, d])
+        }
+        IpAddr::V6(ip) => {
+            let hash = Sha256::digest(ip.octets());
+            MacAddr::local([0x0a, hash[0], hash[1], hash[2], hash[3], hash[4]])
+        }
+    }
+}
+
+fn host(attachment: &Attachment, netns: &Path, bridge: &Bridge, ips: &[Ip]) -> NetState {
+    let veth = host_veth(attachment);
+    let mut state = NetState::default();
+    state.links.insert(bridge.name, bridge_link(bridge, ips));
+    state.links.insert(veth, veth_link(attachment, netns, bridge, ips));
+    for ip in gateways(bridge, ips) {
+        state.addresses.insert(Address { link: bridge.name, ip });
+        let forwarding = match ip {
+            IpNetwork::V4(_) => Sysctl::ipv4_forwarding(),
+            IpNetwork::V6(_) => Sysctl::ipv6_forwarding(),
+        };
+        state.sysctls.insert(forwarding, "1".to_owned());
+    }
+    // A pod must not configure the node.
+    for link in [bridge.name, veth] {
+        state.sysctls.insert(Sysctl::ipv6(link, "accept_ra"), "0".to_owned());
+    }
+    state
+}
+
+fn digest(attachment: &Attachment) -> [u8; 32] {
+    let Attachment { network, container, if_name } = attachment;
+    // No part can contain a slash.
+    Sha256::digest(format!("{network}/{container}/{if_name}").as_bytes()).into()
+}
+
+/// Without an address of its own, a bridge takes that of one of its ports, and changes it with them;
+/// every neighbour would have to learn it anew.
+fn bridge_link(bridge: &Bridge, ips: &[Ip]) -> Link {
+    let mac = ips.iter().find_map(|ip| ip.gateway).map(mac_of);
+    Link { mac, mtu: bridge.mtu, ..Link::up(LinkKind::Bridge) }
+}
+
+fn veth_link(attachment: &Attachment, netns: &Path, bridge: &Bridge, ips: &[Ip]) -> Link {
+    let peer = VethPeer {
+        name: attachment.if_name,
+        netns: netns.to_owned(),
+        mac: pod_mac(ips),
+        mtu: bridge.mtu,
+    };
+    let [.., a, b, c, d, e, f] = digest(attachment);
+    Link {
+        mac: Some(MacAddr::local([a, b, c, d, e, f])),
+        mtu: bridge.mtu,
+        port: Some(BridgePort { bridge: bridge.name, hairpin: bridge.hairpin }),
+        alias: Some(alias(attachment)),
+        ..Link::up(LinkKind::Veth(Some(peer)))
+    }
+}
+
+fn sandbox(if_name: LinkName, bridge: &Bridge, ips: &[Ip], routes: &[result::Route]) -> NetState {
+    let mut state = NetState::default();
+    let interface = Link { mac: pod_mac(ips), mtu: bridge.mtu, ..Link::up(LinkKind::Veth(None)) };
+    state.links.insert(if_name, interface);
+    state.links.insert(loopback(), Link::up(LinkKind::Loopback));
+    state.addresses = ips.iter().map(|ip| Address { link: if_name, ip: ip.address }).collect();
+    state.routes = routes.iter().map(|route| kernel_route(if_name, ips, route)).collect();
+    state.sysctls.insert(Sysctl::ipv4(if_name, "arp_notify"), "1".to_owned());
+    if ips.iter().any(|ip| ip.address.is_ipv6()) {
+        for link in [loopback(), if_name] {
+            state.sysctls.insert(Sysctl::ipv6(link, "disable_ipv6"), "0".to_owned());
+        }
+        state.sysctls.insert(Sysctl::ipv6(if_name, "keep_addr_on_down"), "1".to_owned());
+    }
+    state
+}
+
+/// A route without gateway goes through that of its family, if there is one.
+fn kernel_route(if_name: LinkName, ips: &[Ip], route: &result::Route) -> (RouteKey, Route) {
+    let is_v4 = route.dst.is_ipv4();
+    let gateway_of = |ip: &Ip| ip.gateway.filter(|gateway| gateway.is_ipv4() == is_v4);
+    let via = route.gw.or_else(|| ips.iter().find_map(gateway_of));
+    let mut key = RouteKey::main(network(route.dst));
+    key.table = route.table.unwrap_or(key.table);
+    if route.priority != 0 {
+        key.metric = route.priority;
+    }
+    (key, Route { link: if_name, via, onlink: false, protocol: ROUTE_PROTOCOL })
+}
+
+fn pod_mac(ips: &[Ip]) -> Option<MacAddr> {
+    ips.first().map(|ip| mac_of(ip.address.ip()))
+}
+
+fn loopback() -> LinkName {
+    "lo".parse().expect("two letters are a name")
+}
+
+fn everything(gateway: IpAddr) -> IpNetwork {
+    let any = if gateway.is_ipv4() { IpAddr::from([0; 4]) } else { IpAddr::from([0; 16]) };
+    IpNetwork::new(any, 0).expect("zero is a prefix length")
+}
+
+fn network(ip: IpNetwork) -> IpNetwork {
+    IpNetwork::new(ip.network(), ip.prefix()).expect("a prefix of this family")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,283 @@
+use fabric::plan::diff;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::invocation::Id;
+
+fn attachment() -> Attachment {
+    Attachment {
+        network: Id::new("cbr0").unwrap(),
+        container: Id::new("one").unwrap(),
+        if_name: "eth0".parse().unwrap(),
+    }
+}
+
+fn bridge(changes: &[(&str, Value)]) -> Bridge {
+    let mut delegate = json!({
+        "type": "bridge", "hairpinMode": true, "isDefaultGateway": true, "isGateway": true,
+        "mtu": 1450,
+        "ipam": {"type": "host-local", "routes": [{"dst": "10.1.0.0/16"}]},
+    });
+    for (key, value) in changes {
+        delegate[*key] = value.clone();
+    }
+    Bridge::new(delegate.as_object().unwrap(), "").unwrap()
+}
+
+fn ip(address: &str, gateway: &str) -> Ip {
+    Ip {
+        interface: None,
+        address: address.parse().unwrap(),
+        gateway: Some(gateway.parse().unwrap()),
+    }
+}
+
+fn v4() -> Vec<Ip> {
+    vec![ip("10.1.2.5/24", "10.1.2.1")]
+}
+
+fn dual_stack() -> Vec<Ip> {
+    vec![ip("10.1.2.5/24", "10.1.2.1"), ip("fd00::5/64", "fd00::1")]
+}
+
+fn desired_with(bridge: &Bridge, ips: &[Ip]) -> Desired {
+    let routes = routes(bridge, ips);
+    desired(&attachment(), Path::new("/run/netns/x"), bridge, ips, &routes)
+}
+
+/// The commands that make the state from nothing.
+fn commands(state: &NetState) -> String {
+    diff(state, &NetState::default()).to_string()
+}
+
+#[test]
+fn the_stock_list_on_the_host() {
+    let expected = "\
+ip link add cni0 address 0a:58:0a:01:02:01 mtu 1450 type bridge
+ip link add veth50419296 address f6:b9:19:3b:2f:b7 mtu 1450 master cni0 type veth peer name eth0 netns /run/netns/x \
+address 0a:58:0a:01:02:05 mtu 1450
+bridge link set dev veth50419296 hairpin on
+ip link set veth50419296 alias \"one/eth0/cbr0\"
+sysctl -w net/ipv4/ip_forward=1
+sysctl -w net/ipv6/conf/cni0/accept_ra=0
+sysctl -w net/ipv6/conf/veth50419296/accept_ra=0
+ip address replace 10.1.2.1/24 dev cni0
+ip link set cni0 up
+ip link set veth50419296 up
+";
+    assert_eq!(commands(&desired_with(&bridge(&[]), &v4()).host), expected);
+}
+
+#[test]
+fn the_stock_list_in_the_sandbox() {
+    let expected = "\
+sysctl -w net/ipv4/conf/eth0/arp_notify=1
+ip address replace 10.1.2.5/24 dev eth0
+ip link set eth0 up
+ip link set lo up
+ip route add 0.0.0.0/0 via 10.1.2.1 dev eth0 proto 199
+ip route add 10.1.0.0/16 via 10.1.2.1 dev eth0 proto 199
+";
+    assert_eq!(commands_inside(&desired_with(&bridge(&[]), &v4()).sandbox), expected);
+}
+
+#[test]
+fn ipv6_goes_the_same_way() {
+    let desired = desired_with(&bridge(&[]), &dual_stack());
+    let expected = "\
+sysctl -w net/ipv4/conf/eth0/arp_notify=1
+sysctl -w net/ipv6/conf/eth0/disable_ipv6=0
+sysctl -w net/ipv6/conf/eth0/keep_addr_on_down=1
+sysctl -w net/ipv6/conf/lo/disable_ipv6=0
+ip address replace 10.1.2.5/24 dev eth0
+ip address replace fd00::5/64 dev eth0
+ip link set eth0 up
+ip link set lo up
+ip route add 0.0.0.0/0 via 10.1.2.1 dev eth0 proto 199
+ip route add 10.1.0.0/16 via 10.1.2.1 dev eth0 proto 199
+ip route add ::/0 via fd00::1 dev eth0 proto 199
+";
+    assert_eq!(commands_inside(&desired.sandbox), expected);
+    let host = commands(&desired.host);
+    for line in [
+        "ip address replace 10.1.2.1/24 dev cni0\n",
+        "ip address replace fd00::1/64 dev cni0\n",
+        "sysctl -w net/ipv6/conf/all/forwarding=1\n",
+    ] {
+        assert!(host.contains(line), "{host} should have {line}");
+    }
+}
+
+/// The commands for a sandbox in which the interface came into being with its other end.
+fn commands_inside(state: &NetState) -> String {
+    let down = |link: &Link| Link { up: false, ..link.clone() };
+    let links = state.links.iter().map(|(name, link)| (*name, down(link))).collect();
+    diff(state, &NetState { links, ..NetState::default() }).to_string()
+}
+
+#[test]
+fn the_node_is_as_much_of_a_gateway_as_configured() {
+    let dst = |desired: &Desired| -> Vec<String> {
+        desired.sandbox.routes.keys().map(|key| key.destination.to_string()).collect()
+    };
+    let no_default = [("isDefaultGateway", json!(false))];
+    let of_subnet = desired_with(&bridge(&no_default), &v4());
+    assert_eq!(dst(&of_subnet), ["10.1.0.0/16"]);
+    assert_eq!(of_subnet.host.addresses.len(), 1);
+
+    let none = [("isDefaultGateway", json!(false)), ("isGateway", json!(false))];
+    let none = desired_with(&bridge(&none), &v4());
+    assert_eq!(dst(&none), ["10.1.0.0/16"]);
+    assert_eq!(none.host.addresses.len(), 0);
+    assert!(!none.host.sysctls.contains_key(&Sysctl::ipv4_forwarding()));
+}
+
+#[test]
+fn a_default_route_of_the_template_replaces_ours_if_it_has_a_gateway() {
+    let with_route = |route: Value| {
+        let ipam = json!({"type": "host-local", "routes": [route]});
+        let routes = routes(&bridge(&[("ipam", ipam)]), &v4());
+        serde_json::to_value(routes).unwrap()
+    };
+    let elsewhere = json!({"dst": "0.0.0.0/0", "gw": "10.1.2.9"});
+    assert_eq!(with_route(elsewhere.clone()), json!([elsewhere]));
+    let nowhere = json!({"dst": "0.0.0.0/0"});
+    let ours = json!({"dst": "0.0.0.0/0", "gw": "10.1.2.1"});
+    assert_eq!(with_route(nowhere.clone()), json!([nowhere, ours]));
+}
+
+#[test]
+fn routes_of_the_template_keep_their_table_and_metric() {
+    let route = json!({"dst": "10.9.1.1/16", "gw": "10.1.2.9", "table": 100, "priority": 7});
+    let ipam = json!({"type": "host-local", "routes": [route]});
+    let bridge = bridge(&[("ipam", ipam), ("isDefaultGateway", json!(false))]);
+    let text = commands_inside(&desired_with(&bridge, &v4()).sandbox);
+    let expected =
+        "ip route add 10.9.0.0/16 via 10.1.2.9 dev eth0 table 100 proto 199 metric 7\n";
+    assert!(text.contains(expected), "{text}");
+}
+
+#[test]
+fn only_who_masquerades_has_rules() {
+    assert_eq!(desired_with(&bridge(&[]), &v4()).filter, None);
+    assert!(desired_with(&bridge(&[("ipMasq", json!(true))]), &v4()).filter.is_some());
+}
+
+#[test]
+fn identities_differ_where_attachments_do() {
+    let Attachment { network, container, .. } = attachment();
+    let other = |network: &str, container: &str, if_name: &str| Attachment {
+        network: Id::new(network).unwrap(),
+        container: Id::new(container).unwrap(),
+        if_name: if_name.parse().unwrap(),
+    };
+    let all = [
+        attachment(),
+        other(network.as_str(), container.as_str(), "net1"),
+        other(network.as_str(), "two", "eth0"),
+        other("cbr1", container.as_str(), "eth0"),
+    ];
+    for (index, one) in all.iter().enumerate() {
+        for another in &all[..index] {
+            assert_ne!(host_veth(one), host_veth(another));
+            assert_ne!(alias(one), alias(another));
+        }
+    }
+    assert_eq!(alias(&other(&"n".repeat(300), "one", "eth0")).len(), 255);
+}
+
+#[test]
+fn an_address_has_an_ethernet_address() {
+    let table = [("10.1.2.5", "0a:58:0a:01:02:05"), ("255.255.255.255", "0a:58:ff:ff:ff:ff")];
+    for (ip, mac) in table {
+        assert_eq!(mac_of(ip.parse().unwrap()).to_string(), mac);
+    }
+    let one = mac_of("fd00::5".parse().unwrap());
+    assert!(one.is_unicast());
+    assert_ne!(one, mac_of("fd00::6".parse().unwrap()));
+}
+
+#[test]
+fn a_foreign_link_of_the_same_name_is_not_the_hosts_end() {
+    let link =
+        |kind, alias: Option<&str>| Link { alias: alias.map(str::to_owned), ..Link::up(kind) };
+    let veth = LinkKind::Veth(None);
+    let table = [
+        (link(veth.clone(), Some("one/eth0/cbr0")), true),
+        (link(veth.clone(), None), true),
+        (link(veth, Some("two/eth0/cbr0")), false),
+        (link(LinkKind::Bridge, Some("one/eth0/cbr0")), false),
+    ];
+    for (link, expected) in table {
+        assert_eq!(is_host_veth_of(&attachment(), &link), expected, "{link:?}");
+    }
+}
+
+/// The result of an ADD by us, with `changes` made to it.
+fn result(change: impl FnOnce(&mut AddResult)) -> AddResult {
+    let interface = |name: &str, mac: &str, sandbox: &str| Interface {
+        name: name.to_owned(),
+        mac: mac.to_owned(),
+        sandbox: sandbox.to_owned(),
+        ..Interface::default()
+    };
+    let mut result = AddResult {
+        interfaces: vec![
+            interface("cni0", "0a:58:0a:01:02:01", ""),
+            interface(host_veth(&attachment()).as_str(), "02:00:00:00:00:01", ""),
+            interface("eth0", "0a:58:0a:01:02:05", "/run/netns/x"),
+        ],
+        ips: vec![Ip { interface: Some(2), ..ip("10.1.2.5/24", "10.1.2.1") }],
+        ..AddResult::default()
+    };
+    change(&mut result);
+    result
+}
+
+fn found(result: &AddResult) -> Result<Made, String> {
+    Made::find(&attachment(), Path::new("/run/netns/x"), &bridge(&[]), result)
+}
+
+#[test]
+fn an_attachment_is_found_in_the_result_of_the_list() {
+    let expected = Made {
+        ips: vec![Ip { interface: Some(2), ..ip("10.1.2.5/24", "10.1.2.1") }],
+        mac: Some("0a:58:0a:01:02:05".parse().unwrap()),
+        foreign_veth: None,
+        veth_mac: Some("02:00:00:00:00:01".parse().unwrap()),
+    };
+    assert_eq!(found(&result(|_| {})), Ok(expected.clone()));
+    let others = result(|result| {
+        let other = Interface { name: "net1".to_owned(), ..Interface::default() };
+        result.interfaces.extend([other, Interface::default()]);
+        result.ips.push(Ip { interface: Some(3), ..ip("10.9.2.5/24", "10.9.2.1") });
+    });
+    assert_eq!(found(&others), Ok(expected.clone()));
+    let of_go_plugin = result(|result| result.interfaces[1].name = "veth0a1b2c3d".to_owned());
+    let foreign_veth = Some("veth0a1b2c3d".parse().unwrap());
+    assert_eq!(found(&of_go_plugin), Ok(Made { foreign_veth, ..expected }));
+}
+
+#[test]
+fn a_result_of_another_sandbox_is_refused() {
+    let moved = result(|result| result.interfaces[2].sandbox = "/run/netns/y".to_owned());
+    assert_eq!(found(&moved), Err("/run/netns/y".to_owned()));
+    assert_eq!(found(&AddResult::default()), Err(String::new()));
+}
+
+#[test]
+fn properties_that_others_may_change_need_not_last() {
+    let made_by_us = found(&result(|_| {})).unwrap();
+    let bridge = bridge(&[("ipMasq", json!(true))]);
+    let desired = made(&attachment(), Path::new("/run/netns/x"), &bridge, &made_by_us, &[]);
+    let veth = &desired.host.links[&host_veth(&attachment())];
+    assert_eq!((veth.mtu, veth.mac), (None, made_by_us.veth_mac));
+    assert!(veth.alias.is_some() && desired.filter.is_some());
+    assert_eq!(desired.host.sysctls.len(), 1);
+
+    let by_go = Made { foreign_veth: Some("veth0a1b2c3d".parse().unwrap()), ..made_by_us };
+    let desired = made(&attachment(), Path::new("/run/netns/x"), &bridge, &by_go, &[]);
+    let names: Vec<_> = desired.host.links.keys().map(LinkName::as_str).collect();
+    assert_eq!(names, ["cni0", "veth0a1b2c3d"]);
+    assert_eq!(desired.filter, None);
+}

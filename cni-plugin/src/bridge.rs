@@ -1,0 +1,411 @@
+//! What a delegate of type `bridge` with `host-local` addresses understands of its configuration,
+//! and what it refuses because it cannot do it.
+//!
+//! A key that asks for something is never passed over in silence: either it works, or the ADD fails
+//! and names it. Keys that are not of the bridge plugin ask for nothing.
+
+use std::path::PathBuf;
+
+use fabric::json;
+use fabric::link_name::{InvalidLinkName, LinkName};
+use fabric::mtu::Mtu;
+use ipnetwork::IpNetwork;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use crate::args::{Args, ArgsError};
+use crate::ipam::range::{Range, RangeError, RangeSet};
+use crate::result::{Dns, Route};
+
+/// A checked configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bridge {
+    /// The name of the bridge.
+    pub name: LinkName,
+    /// What the node is to the attachments.
+    pub gateway: Gateway,
+    /// Whether an address of the bridge that is in the way is removed.
+    pub force_address: bool,
+    /// Whether a pod may reach itself through the bridge.
+    pub hairpin: bool,
+    /// The MTU of both ends of an attachment; `None` for the kernel's default.
+    pub mtu: Option<Mtu>,
+    /// Whether what leaves the subnet gets the node's address.
+    pub masquerade: bool,
+    /// What the result says about name servers; `None` for what `ipam` says, which is nothing.
+    pub dns: Option<Dns>,
+    /// Where addresses come from.
+    pub ipam: HostLocal,
+}
+
+/// What the node is to the attachments of a bridge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gateway {
+    /// Nothing: the bridge has no address.
+    None,
+    /// The gateway of the subnet.
+    OfSubnet,
+    /// That, and where everything else goes by default.
+    Default,
+}
+
+/// Where addresses come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostLocal {
+    /// The directory with a directory for each network.
+    pub data_dir: PathBuf,
+    /// One address is taken from each.
+    pub sets: Vec<RangeSet>,
+    /// What the sandbox is told to reach through the gateway.
+    pub routes: Vec<Route>,
+}
+
+/// Why a configuration cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum BridgeError {
+    /// It has a value of the wrong type.
+    #[error("failed to load netconf")]
+    Json(#[source] json::Error),
+    /// It asks for something that we cannot do.
+    #[error("unsupported field: {key} is {value}")]
+    Unsupported {
+        /// The key, with those it is inside of.
+        key: String,
+        /// Its value, as JSON.
+        value: String,
+    },
+    /// `CNI_ARGS` cannot be followed.
+    #[error(transparent)]
+    Args(#[from] ArgsError),
+    /// The name of the bridge cannot be one.
+    #[error("bridge")]
+    Name(#[source] InvalidLinkName),
+    /// The MTU cannot be one.
+    #[error("mtu: {0} is not from {min} to {max}", min = Mtu::MIN, max = Mtu::MAX)]
+    Mtu(i64),
+    /// There is no such way to masquerade.
+    #[error("unknown ipmasq backend {0:?}")]
+    MasqueradeBackend(String),
+    /// A subnet has no addresses for pods.
+    #[error("invalid range set {0}")]
+    Range(usize, #[source] RangeError),
+}
+
+impl Bridge {
+    /// Checks the configuration of a delegate together with the `CNI_ARGS` of an attachment.
+    ///
+    /// # Errors
+    /// If it cannot be understood, or asks for something that we cannot do.
+    pub fn new(delegate: &Map<String, Value>, args: &str) -> Result<Self, BridgeError> {
+        refuse_unsupported(delegate, &Args::parse(args)?)?;
+        let raw: RawBridge =
+            json::from_value(delegate.clone().into()).map_err(BridgeError::Json)?;
+        raw.check_masquerade_backend()?;
+        let name = raw.bridge.as_deref().unwrap_or("cni0");
+        Ok(Self {
+            name: name.parse().map_err(BridgeError::Name)?,
+            gateway: match (raw.is_default_gateway, raw.is_gateway) {
+                (true, _) => Gateway::Default,
+                (false, true) => Gateway::OfSubnet,
+                (false, false) => Gateway::None,
+            },
+            force_address: raw.force_address,
+            hairpin: raw.hairpin_mode,
+            mtu: mtu(raw.mtu)?,
+            masquerade: raw.ip_masq,
+            dns: raw.dns,
+            ipam: raw.ipam.check()?,
+        })
+    }
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct RawBridge {
+    bridge: Option<String>,
+    is_gateway: bool,
+    is_default_gateway: bool,
+    force_address: bool,
+    ip_masq: bool,
+    ip_masq_backend: String,
+    mtu: i64,
+    hairpin_mode: bool,
+    dns: Option<Dns>,
+    ipam: RawHostLocal,
+}
+
+impl RawBridge {
+    fn check_masquerade_backend(&self) -> Result<(), BridgeError> {
+        match self.ip_masq_backend.as_str() {
+            "" | "nftables" => Ok(()),
+            "iptables" => Err(BridgeError::Unsupported {
+                key: "ipMasqBackend".to_owned(),
+                value: "\"iptables\"".to_owned(),
+            }),
+            unknown => Err(BridgeError::MasqueradeBackend(unknown.to_owned())),
+        }
+    }
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct RawHostLocal {
+    data_dir: String,
+    ranges: Vec<Vec<RawRange>>,
+    routes: Vec<Route>,
+}
+
+#[derive(Deserialize)]
+struct RawRange {
+    subnet: IpNetwork,
+}
+
+impl RawHostLocal {
+    fn check(self) -> Result<HostLocal, BridgeError> {
+        self.check_scopes()?;
+        let sets = self.ranges.into_iter().enumerate();
+        let sets = sets.map(|(index, ranges)| {
+            range_set(ranges).map_err(|error| BridgeError::Range(index, error))
+        });
+        Ok(HostLocal {
+            data_dir: host_local_directory(&self.data_dir),
+            sets: sets.collect::<Result<_, _>>()?,
+            routes: self.routes,
+        })
+    }
+
+    /// Routes get the scope that follows from their gateway.
+    fn check_scopes(&self) -> Result<(), BridgeError> {
+        let scopes = self.routes.iter().map(|route| route.scope.unwrap_or(0)).enumerate();
+        let unsupported = |(index, scope): (usize, u32)| BridgeError::Unsupported {
+            key: format!("ipam.routes[{index}].scope"),
+            value: scope.to_string(),
+        };
+        scopes.filter(|(_, scope)| *scope != 0).map(unsupported).next().map_or(Ok(()), Err)
+    }
+}
+
+fn range_set(ranges: Vec<RawRange>) -> Result<RangeSet, RangeError> {
+    ranges.into_iter().map(|range| Range::of(range.subnet)).collect::<Result<_, _>>().map(RangeSet)
+}
+
+/// Returns the directory where `host-local` keeps what it handed out.
+pub fn host_local_directory(configured: &str) -> PathBuf {
+    PathBuf::from(if configured.is_empty() { "/var/lib/cni/networks" } else { configured })
+}
+
+/// Zero stands for the kernel's default.
+fn mtu(bytes: i64) -> Result<Option<Mtu>, BridgeError> {
+    if bytes == 0 {
+        return Ok(None);
+    }
+    let mtu = u32::try_from(bytes).ok().and_then(Mtu::new);
+    mtu.map(Some).ok_or(BridgeError::Mtu(bytes))
+}
+
+/// What the bridge and host-local plugins can do and we cannot.
+const UNSUPPORTED: [&[&str]; 16] = [
+    &["promiscMode"],
+    &["vlan"],
+    &["vlanTrunk"],
+    &["preserveDefaultVlan"],
+    &["macspoofchk"],
+    &["enabledad"],
+    &["disableContainerInterface"],
+    &["portIsolation"],
+    &["mac"],
+    &["args", "cni", "mac"],
+    &["args", "cni", "ips"],
+    &["runtimeConfig", "mac"],
+    &["runtimeConfig", "ips"],
+    &["runtimeConfig", "ipRanges"],
+    &["ipam", "subnet"],
+    &["ipam", "resolvConf"],
+];
+
+fn refuse_unsupported(delegate: &Map<String, Value>, args: &Args) -> Result<(), BridgeError> {
+    let unsupported = |key: String, value: &Value| {
+        Err(BridgeError::Unsupported { key, value: value.to_string() })
+    };
+    for (path, only) in [(&["type"][..], "bridge"), (&["ipam", "type"], "host-local")] {
+        let kind = lookup(delegate, path).unwrap_or(&Value::Null);
+        if kind != only {
+            return unsupported(path.join("."), kind);
+        }
+    }
+    for path in UNSUPPORTED {
+        let asked = lookup(delegate, path).filter(|value| !is_default(value));
+        if let Some(value) = asked {
+            return unsupported(path.join("."), value);
+        }
+    }
+    for (key, value) in [("CNI_ARGS MAC", &args.mac), ("CNI_ARGS IP", &args.ip)] {
+        if !value.is_empty() {
+            return unsupported(key.to_owned(), &Value::from(value.as_str()));
+        }
+    }
+    Ok(())
+}
+
+/// Finds a value by the keys that lead to it, whatever the case of their letters.
+pub fn lookup<'a>(object: &'a Map<String, Value>, path: &[&str]) -> Option<&'a Value> {
+    let (first, rest) = path.split_first()?;
+    let mut matching = object.iter().filter(|(key, _)| key.eq_ignore_ascii_case(first));
+    let (_, value) = matching.next_back()?;
+    if rest.is_empty() { Some(value) } else { lookup(value.as_object()?, rest) }
+}
+
+/// Whether a value says what no value says.
+fn is_default(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Bool(on) => !on,
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        Value::String(text) => text.is_empty(),
+        Value::Array(list) => list.is_empty(),
+        Value::Object(map) => map.is_empty(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// A delegate of the stock list with `changes` made to it.
+    fn bridge(changes: Value) -> Result<Bridge, BridgeError> {
+        bridge_with_args(changes, "")
+    }
+
+    fn bridge_with_args(changes: Value, args: &str) -> Result<Bridge, BridgeError> {
+        let mut delegate = json!({
+            "name": "cbr0",
+            "type": "bridge",
+            "hairpinMode": true,
+            "isDefaultGateway": true,
+            "isGateway": true,
+            "ipMasq": false,
+            "mtu": 1450,
+            "ipam": {
+                "type": "host-local",
+                "ranges": [[{"subnet": "10.1.2.0/24"}]],
+                "routes": [{"dst": "10.1.0.0/16"}],
+            },
+        });
+        merge(delegate.as_object_mut().unwrap(), changes);
+        Bridge::new(delegate.as_object().unwrap(), args)
+    }
+
+    fn merge(object: &mut Map<String, Value>, changes: Value) {
+        let Value::Object(changes) = changes else { panic!("not an object") };
+        for (key, value) in changes {
+            match (object.get_mut(&key), value) {
+                (Some(Value::Object(inner)), value @ Value::Object(_)) => merge(inner, value),
+                (_, value) => drop(object.insert(key, value)),
+            }
+        }
+    }
+
+    #[test]
+    fn the_stock_list_is_understood() {
+        let expected = Bridge {
+            name: "cni0".parse().unwrap(),
+            gateway: Gateway::Default,
+            force_address: false,
+            hairpin: true,
+            mtu: Mtu::new(1450),
+            masquerade: false,
+            dns: None,
+            ipam: HostLocal {
+                data_dir: PathBuf::from("/var/lib/cni/networks"),
+                sets: vec![RangeSet(vec![Range::of("10.1.2.0/24".parse().unwrap()).unwrap()])],
+                routes: vec![Route::to("10.1.0.0/16".parse().unwrap())],
+            },
+        };
+        assert_eq!(bridge(json!({})).unwrap(), expected);
+        let unsaid = json!({"vlan": 0, "promiscMode": false, "MacSpoofChk": null, "vlanTrunk": [],
+            "ipMasqBackend": null, "args": {"cni": {"ips": []}}, "unknown": {"vlan": 5}});
+        assert_eq!(bridge(unsaid).unwrap(), expected);
+    }
+
+    #[test]
+    fn keys_that_work_do_so_in_any_case() {
+        let conf = bridge(json!({
+            "Bridge": "br-pods", "FORCEADDRESS": true, "hairpinMode": false, "MTU": 0,
+            "isDefaultGateway": false, "IsGateway": true, "ipMasq": true,
+            "ipMasqBackend": "nftables", "dns": {"nameservers": ["10.1.2.1"]},
+            "ipam": {"DataDir": "/run/pods"},
+        }));
+        let conf = conf.unwrap();
+        assert_eq!(conf.name.as_str(), "br-pods");
+        assert_eq!(conf.gateway, Gateway::OfSubnet);
+        assert!(conf.force_address && !conf.hairpin && conf.masquerade);
+        assert_eq!(conf.dns.unwrap().nameservers, ["10.1.2.1"]);
+        assert_eq!(conf.ipam.data_dir, PathBuf::from("/run/pods"));
+    }
+
+    #[test]
+    fn what_cannot_be_done_is_refused_by_name() {
+        let table = [
+            (json!({"type": "macvlan"}), "unsupported field: type is \"macvlan\""),
+            (json!({"ipam": {"type": "dhcp"}}), "unsupported field: ipam.type is \"dhcp\""),
+            (json!({"ipam": {"type": ""}}), "unsupported field: ipam.type is \"\""),
+            (json!({"vlan": 5}), "unsupported field: vlan is 5"),
+            (json!({"Vlan": "5"}), "unsupported field: vlan is \"5\""),
+            (json!({"vlanTrunk": [{"id": 7}]}), "unsupported field: vlanTrunk is [{\"id\":7}]"),
+            (json!({"promiscMode": true}), "unsupported field: promiscMode is true"),
+            (json!({"portIsolation": true}), "unsupported field: portIsolation is true"),
+            (
+                json!({"ipMasqBackend": "iptables"}),
+                "unsupported field: ipMasqBackend is \"iptables\"",
+            ),
+            (
+                json!({"args": {"cni": {"mac": "02::"}}}),
+                "unsupported field: args.cni.mac is \"02::\"",
+            ),
+            (
+                json!({"RuntimeConfig": {"ips": ["10.1.2.9"]}}),
+                "unsupported field: runtimeConfig.ips is [\"10.1.2.9\"]",
+            ),
+            (
+                json!({"ipam": {"resolvConf": "/etc/resolv.conf"}}),
+                "unsupported field: ipam.resolvConf is \"/etc/resolv.conf\"",
+            ),
+            (
+                json!({"ipam": {"routes": [{"dst": "10.0.0.0/8", "scope": 254}]}}),
+                "unsupported field: ipam.routes[0].scope is 254",
+            ),
+        ];
+        for (changes, expected) in table {
+            assert_eq!(bridge(changes).unwrap_err().to_string(), expected);
+        }
+        let error = bridge_with_args(json!({}), "IP=10.1.2.9;IgnoreUnknown=1").unwrap_err();
+        assert_eq!(error.to_string(), "unsupported field: CNI_ARGS IP is \"10.1.2.9\"");
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        let table = [
+            (
+                json!({"mtu": "1500"}),
+                "failed to load netconf: mtu: expected i64, found string \"1500\"",
+            ),
+            (json!({"mtu": 40}), "mtu: 40 is not from 68 to 65536"),
+            (json!({"mtu": -1}), "mtu: -1 is not from 68 to 65536"),
+            (json!({"bridge": ""}), "bridge: interface name is empty"),
+            (json!({"ipMasqBackend": "bpf"}), "unknown ipmasq backend \"bpf\""),
+            (
+                json!({"ipam": {"ranges": [[{"subnet": "10.1.2.0/31"}]]}}),
+                "invalid range set 0: Network 10.1.2.0/31 too small to allocate from",
+            ),
+            (
+                json!({"ipam": {"routes": [{"dst": "10.1.0.0"}]}}),
+                "failed to load netconf: ipam.routes[0].dst: invalid CIDR address: 10.1.0.0",
+            ),
+        ];
+        for (changes, expected) in table {
+            assert_eq!(crate::error::chain(&bridge(changes).unwrap_err()), expected);
+        }
+    }
+}

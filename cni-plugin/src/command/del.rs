@@ -1,0 +1,149 @@
+//! DEL: removes an attachment, whatever is left of it and of what is known about it.
+
+use std::path::{Path, PathBuf};
+
+use fabric::link_name::LinkName;
+use fabric::netlink::{Socket, observe};
+use fabric::netns::Netns;
+use fabric::netstate::LinkKind;
+use fabric::packet_filter;
+use fabric::packet_filter::nft::Nft;
+use fabric::subnet_file::SubnetFile;
+use serde_json::{Map, Value};
+
+use crate::attachment::{self, host_veth};
+use crate::bridge::{host_local_directory, lookup};
+use crate::error::Error;
+use crate::invocation::{Attachment, Call};
+use crate::ipam;
+use crate::kernel::{self, KernelError, links};
+use crate::masquerade;
+use crate::netconf::NetConf;
+use crate::sandbox;
+use crate::state::{State, StateFile};
+
+/// Removes the attachment. There is nothing wrong with one that is not there.
+///
+/// # Errors
+/// If something that is there cannot be removed; another DEL may then succeed.
+pub fn run(call: &Call, netns: Option<&Path>) -> Result<(), Error> {
+    let Call { attachment, conf, .. } = call;
+    let sandbox = sandbox::open_if_there(netns, call.own_netns_allowed)?;
+    let file = StateFile::of(&conf.data_dir, &attachment.container);
+    let state = file.read_for(&attachment.network);
+    let remains = Remains::of(conf, &state);
+    let is_known = state != State::Missing;
+    remove_host_veth(&mut Socket::open().map_err(KernelError::from)?, attachment)?;
+    if let Some(sandbox) = sandbox.filter(|_| is_known) {
+        remove_interface(&sandbox, attachment.if_name)?;
+    }
+    // Not before the interface is gone: the next pod would have the address of a living one.
+    let rules = if remains.masquerade { remove_rules(attachment) } else { Ok(()) };
+    ipam::release(&remains.data_dir, attachment)?;
+    rules?;
+    // What is known stays until all is done.
+    if is_known { Ok(file.remove()?) } else { Ok(()) }
+}
+
+/// Removes what an attachment has in the kernel, as far as an ADD came with it.
+///
+/// # Errors
+/// The first of those that came up; all of it is tried.
+pub fn detach(host: &mut Socket, attachment: &Attachment, masquerade: bool) -> Result<(), Error> {
+    let removed = remove_host_veth(host, attachment);
+    let rules = if masquerade { remove_rules(attachment) } else { Ok(()) };
+    Ok(removed?).and(rules)
+}
+
+fn remove_host_veth(host: &mut Socket, attachment: &Attachment) -> Result<(), KernelError> {
+    let mut observed = observe(host, &links([host_veth(attachment)]))?;
+    observed.links.retain(|_, link| attachment::is_host_veth_of(attachment, link));
+    kernel::remove(host, &observed)
+}
+
+fn remove_rules(attachment: &Attachment) -> Result<(), Error> {
+    let mut filter = match Nft::open() {
+        // Then there are no rules either.
+        Err(packet_filter::Error::Unavailable(_)) => return Ok(()),
+        filter => filter?,
+    };
+    packet_filter::ensure(&mut filter, &masquerade::no_rules(attachment))?;
+    Ok(())
+}
+
+/// Removes an interface that the Go plugin made: the name of its other end says nothing.
+fn remove_interface(sandbox: &Netns, if_name: LinkName) -> Result<(), Error> {
+    let remove = || {
+        let mut socket = Socket::open()?;
+        let mut observed = observe(&mut socket, &links([if_name]))?;
+        observed.links.retain(|_, link| matches!(link.kind, LinkKind::Veth(_)));
+        kernel::remove(&mut socket, &observed)
+    };
+    Ok(sandbox::inside(sandbox, remove)??)
+}
+
+/// What must be known to remove what is not in the sandbox.
+#[derive(Debug, PartialEq, Eq)]
+struct Remains {
+    /// Where the addresses are noted.
+    data_dir: PathBuf,
+    /// Whether there may be rules.
+    masquerade: bool,
+}
+
+impl Remains {
+    /// What ADD was done with counts; without it, what an ADD would be done with now.
+    fn of(conf: &NetConf, state: &State) -> Self {
+        match state {
+            State::Delegate(delegate) => {
+                let ipam = lookup(delegate, &["ipam"]).and_then(Value::as_object);
+                Self {
+                    data_dir: data_dir(ipam.unwrap_or(&Map::new())),
+                    masquerade: masquerades(delegate).unwrap_or(false),
+                }
+            }
+            State::Missing | State::Damaged => {
+                let by_agent =
+                    || SubnetFile::read(&conf.subnet_file).is_ok_and(|file| file.ip_masq);
+                Self {
+                    data_dir: data_dir(&conf.ipam),
+                    masquerade: masquerades(&conf.delegate).unwrap_or_else(|| !by_agent()),
+                }
+            }
+        }
+    }
+}
+
+fn data_dir(ipam: &Map<String, Value>) -> PathBuf {
+    host_local_directory(lookup(ipam, &["dataDir"]).and_then(Value::as_str).unwrap_or_default())
+}
+
+fn masquerades(delegate: &Map<String, Value>) -> Option<bool> {
+    lookup(delegate, &["ipMasq"]).and_then(Value::as_bool)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_add_was_done_with_counts() {
+        let mut conf = NetConf { subnet_file: PathBuf::from("/nonexistent"), ..NetConf::default() };
+        let delegate = json!({"IPMasq": false, "ipam": {"dataDir": "/run/pods"}});
+        let delegate = State::Delegate(delegate.as_object().unwrap().clone());
+        let expected = Remains { data_dir: PathBuf::from("/run/pods"), masquerade: false };
+        assert_eq!(Remains::of(&conf, &delegate), expected);
+
+        let expected =
+            Remains { data_dir: PathBuf::from("/var/lib/cni/networks"), masquerade: true };
+        assert_eq!(Remains::of(&conf, &State::Missing), expected);
+        assert_eq!(Remains::of(&conf, &State::Damaged), expected);
+
+        conf.delegate.insert("ipMasq".to_owned(), false.into());
+        conf.ipam.insert("dataDir".to_owned(), "/run/pods".into());
+        let expected = Remains { data_dir: PathBuf::from("/run/pods"), masquerade: false };
+        assert_eq!(Remains::of(&conf, &State::Missing), expected);
+    }
+}

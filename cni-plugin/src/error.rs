@@ -1,0 +1,204 @@
+//! Errors as the runtime sees them. The only place that knows the codes of the specification.
+
+use serde::Serialize;
+
+use crate::bridge::BridgeError;
+use crate::command::check::Difference;
+use crate::delegate::DelegateError;
+use crate::invocation::InvocationError;
+use crate::ipam::store::StoreError;
+use crate::ipam::{IpamError, NoAddress};
+use crate::kernel::KernelError;
+use crate::result::ResultError;
+use crate::sandbox::SandboxError;
+use crate::sharing::Conflict;
+use crate::state::StateError;
+use crate::version::{Version, VersionError};
+
+/// Whatever a command can fail with.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The request cannot be understood.
+    #[error(transparent)]
+    Invocation(#[from] InvocationError),
+    /// The agent has not written the subnet file, or not one that makes sense.
+    #[error(
+        "failed to load flannel 'subnet.env' file: {}. Check the flannel pod log for this node.",
+        chain(.0)
+    )]
+    SubnetFile(fabric::subnet_file::ReadError),
+    /// The same, where nobody asked for an attachment yet.
+    #[error(
+        "no pod can be attached: {}. Check the flannel pod log for this node.",
+        chain(.0)
+    )]
+    NotAvailable(fabric::subnet_file::ReadError),
+    /// The templates for the delegate are of no use.
+    #[error(transparent)]
+    Delegate(#[from] DelegateError),
+    /// The delegate's configuration cannot be served.
+    #[error(transparent)]
+    Bridge(#[from] BridgeError),
+    /// There is no address.
+    #[error(transparent)]
+    Ipam(#[from] IpamError),
+    /// The sandbox is of no use.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+    /// The delegate's configuration cannot be kept.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The kernel is not in the desired state.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The packet filter is not in the desired state.
+    #[error(transparent)]
+    Filter(#[from] fabric::packet_filter::Error),
+    /// The result cannot be written, or a previous one cannot be read.
+    #[error(transparent)]
+    Result(#[from] ResultError),
+    /// A CHECK found that something is not as it was made.
+    #[error(transparent)]
+    Difference(#[from] Difference),
+}
+
+impl From<Conflict> for Error {
+    fn from(error: Conflict) -> Self {
+        Self::Kernel(error.into())
+    }
+}
+
+impl From<fabric::netlink::NetlinkError> for Error {
+    fn from(error: fabric::netlink::NetlinkError) -> Self {
+        Self::Kernel(error.into())
+    }
+}
+
+impl From<StoreError> for Error {
+    fn from(error: StoreError) -> Self {
+        Self::Ipam(error.into())
+    }
+}
+
+/// An error as a document (CNI specification, section 5, "Error").
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Failure {
+    /// The version of the specification that the document follows.
+    pub cni_version: &'static str,
+    /// What kind of error it is.
+    pub code: u32,
+    /// What was attempted, on what, and why it failed.
+    pub msg: String,
+    /// What else there is to say.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub details: String,
+}
+
+impl Failure {
+    /// The document for a defect of the plugin.
+    pub fn internal(text: &str) -> Self {
+        let cni_version = Version::NEWEST.as_str();
+        Self { cni_version, code: INTERNAL, msg: text.to_owned(), details: String::new() }
+    }
+}
+
+impl Error {
+    /// Returns the document for the runtime.
+    pub fn failure(&self, version: Version) -> Failure {
+        Failure {
+            cni_version: version.as_str(),
+            code: self.code(),
+            msg: chain(self),
+            details: self.details(),
+        }
+    }
+
+    fn code(&self) -> u32 {
+        match self {
+            Self::Invocation(error) => invocation_code(error),
+            Self::SubnetFile(_) => TRY_AGAIN_LATER,
+            Self::NotAvailable(_) => PLUGIN_NOT_AVAILABLE,
+            Self::Delegate(_) => INVALID_CONFIGURATION,
+            Self::Bridge(BridgeError::Json(_)) => UNDECODABLE,
+            Self::Bridge(BridgeError::Unsupported { .. }) => UNSUPPORTED_FIELD,
+            Self::Bridge(BridgeError::Args(_)) => INVALID_ENVIRONMENT,
+            Self::Bridge(_) => INVALID_CONFIGURATION,
+            Self::Ipam(IpamError::Range { reason, .. }) => match reason {
+                NoAddress::Exhausted(_) => NO_FREE_ADDRESS,
+                NoAddress::Duplicate { .. } => IN_THE_WAY,
+                NoAddress::Store(_) => IO,
+            },
+            Self::Ipam(IpamError::Store(_)) | Self::State(_) => IO,
+            Self::Sandbox(_) => INVALID_NETNS,
+            Self::Kernel(KernelError::Conflict(_)) => IN_THE_WAY,
+            Self::Kernel(_) | Self::Filter(_) => KERNEL_REFUSED,
+            Self::Result(ResultError::NoAddresses) => INTERNAL,
+            Self::Result(_) => UNDECODABLE,
+            Self::Difference(Difference::NoPrevResult) => INVALID_CONFIGURATION,
+            Self::Difference(_) => NOT_AS_MADE,
+        }
+    }
+
+    fn details(&self) -> String {
+        match self {
+            Self::Invocation(InvocationError::ContainerId(id)) => id.clone(),
+            Self::Invocation(InvocationError::Name(name)) => name.clone(),
+            Self::Invocation(InvocationError::IfName(
+                fabric::link_name::InvalidLinkName::TooLong(_),
+            )) => "interface name should be less than 16 characters".to_owned(),
+            Self::Invocation(InvocationError::Version(VersionError::Incompatible { config })) => {
+                let ours: Vec<_> = Version::ALL.map(|v| format!("{:?}", v.as_str())).into();
+                format!("config is {config:?}, plugin supports [{}]", ours.join(" "))
+            }
+            Self::Difference(Difference::State(plan)) => plan.clone(),
+            _ => String::new(),
+        }
+    }
+}
+
+// From the specification, section 5.
+const INCOMPATIBLE_VERSION: u32 = 1;
+const UNSUPPORTED_FIELD: u32 = 2;
+const INVALID_ENVIRONMENT: u32 = 4;
+const IO: u32 = 5;
+const UNDECODABLE: u32 = 6;
+const INVALID_CONFIGURATION: u32 = 7;
+const TRY_AGAIN_LATER: u32 = 11;
+const PLUGIN_NOT_AVAILABLE: u32 = 50;
+// From the Go library.
+const INVALID_NETNS: u32 = 8;
+const INTERNAL: u32 = 999;
+// Ours.
+const NO_FREE_ADDRESS: u32 = 100;
+const KERNEL_REFUSED: u32 = 101;
+const NOT_AS_MADE: u32 = 102;
+const IN_THE_WAY: u32 = 103;
+
+fn invocation_code(error: &InvocationError) -> u32 {
+    match error {
+        InvocationError::Missing(_)
+        | InvocationError::ContainerId(_)
+        | InvocationError::IfName(_)
+        | InvocationError::UnknownCommand(_) => INVALID_ENVIRONMENT,
+        InvocationError::Stdin(_) => IO,
+        InvocationError::Json(_)
+        | InvocationError::VersionJson(_)
+        | InvocationError::NetConf(_)
+        | InvocationError::Version(VersionError::Malformed { .. }) => UNDECODABLE,
+        InvocationError::NoName | InvocationError::Name(_) => INVALID_CONFIGURATION,
+        InvocationError::Version(_) => INCOMPATIBLE_VERSION,
+    }
+}
+
+/// Joins the text of an error and of those that caused it.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

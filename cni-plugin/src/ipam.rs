@@ -1,0 +1,198 @@
+//! Addresses for attachments, kept as the `host-local` plugin keeps them, so that either program can
+//! give back what the other one took.
+
+pub mod range;
+pub mod store;
+
+use std::net::IpAddr;
+use std::path::Path;
+
+use crate::bridge::HostLocal;
+use crate::invocation::{Attachment, Id};
+use crate::result::Ip;
+use range::RangeSet;
+use store::{Owner, Reservation, Store, StoreError};
+
+/// Why there is no address to be had.
+#[derive(Debug, thiserror::Error)]
+pub enum IpamError {
+    /// A subnet does not give one.
+    #[error("failed to allocate for range {index}")]
+    Range {
+        /// Which one, as configured.
+        index: usize,
+        /// Why it does not.
+        #[source]
+        reason: NoAddress,
+    },
+    /// The directory cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Why a subnet does not give an address.
+#[derive(Debug, thiserror::Error)]
+pub enum NoAddress {
+    /// All are taken.
+    #[error("no IP addresses available in range set: {0}")]
+    Exhausted(RangeSet),
+    /// The attachment has one already.
+    #[error("{address} has been allocated to {container}, duplicate allocation is not allowed")]
+    Duplicate {
+        /// The address that it has.
+        address: IpAddr,
+        /// The container that has it.
+        container: Id,
+    },
+    /// The address cannot be taken.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Addresses for an attachment, given back when dropped.
+#[derive(Debug)]
+pub struct Allocation {
+    /// One for each range set, with its gateway.
+    pub ips: Vec<Ip>,
+    reservations: Vec<Reservation>,
+}
+
+impl Allocation {
+    /// Keeps the addresses.
+    pub fn commit(self) -> Vec<Ip> {
+        self.reservations.into_iter().for_each(Reservation::commit);
+        self.ips
+    }
+}
+
+/// Takes an address for the attachment from each range set.
+///
+/// To find out whether the attachment has an address already costs reading all reservations. A
+/// caller who knows that it cannot have one says that it is `fresh`.
+///
+/// # Errors
+/// If a range set has none left, or if the attachment has one already. Nothing is taken then.
+pub fn allocate(
+    ipam: &HostLocal,
+    attachment: &Attachment,
+    fresh: bool,
+) -> Result<Allocation, IpamError> {
+    let store = Store::open(&ipam.data_dir, &attachment.network)?;
+    let owner = Owner::of(attachment);
+    let mut allocation = Allocation { ips: Vec::new(), reservations: Vec::new() };
+    for (index, set) in ipam.sets.iter().enumerate() {
+        let taken = take(&store, index, set, &owner, fresh);
+        let (ip, reservation) = taken.map_err(|reason| IpamError::Range { index, reason })?;
+        allocation.ips.push(ip);
+        allocation.reservations.push(reservation);
+    }
+    Ok(allocation)
+}
+
+fn take(
+    store: &Store,
+    index: usize,
+    set: &RangeSet,
+    owner: &Owner,
+    fresh: bool,
+) -> Result<(Ip, Reservation), NoAddress> {
+    let store = store.lock()?;
+    if !fresh {
+        let mut held = store.addresses_of(owner)?.into_iter();
+        if let Some(address) = held.find(|ip| set.find(*ip).is_some()) {
+            return Err(NoAddress::Duplicate { address, container: owner.container().clone() });
+        }
+    }
+    let chosen = set.choose(&store.taken()?, store.last_reserved(index));
+    let (range, ip) = chosen.ok_or_else(|| NoAddress::Exhausted(set.clone()))?;
+    let reservation = store.reserve(ip, owner, index)?;
+    let gateway = Some(range.gateway());
+    Ok((Ip { interface: None, address: range.in_subnet(ip), gateway }, reservation))
+}
+
+/// Gives back whatever the attachment has.
+///
+/// # Errors
+/// If the store cannot be used.
+pub fn release(data_dir: &Path, attachment: &Attachment) -> Result<(), StoreError> {
+    let Some(store) = Store::existing(data_dir, &attachment.network) else { return Ok(()) };
+    store.lock()?.release(&Owner::of(attachment)).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use range::Range;
+
+    fn ipam(data_dir: &Path) -> HostLocal {
+        let set = |subnet: &str| RangeSet(vec![Range::of(subnet.parse().unwrap()).unwrap()]);
+        let sets = vec![set("10.0.0.0/29"), set("fd00::/64")];
+        HostLocal { data_dir: data_dir.to_owned(), sets, routes: Vec::new() }
+    }
+
+    fn attachment(container: &str) -> Attachment {
+        Attachment {
+            network: Id::new("cbr0").unwrap(),
+            container: Id::new(container).unwrap(),
+            if_name: "eth0".parse().unwrap(),
+        }
+    }
+
+    fn addresses(allocation: &Allocation) -> Vec<String> {
+        allocation.ips.iter().map(|ip| ip.address.to_string()).collect()
+    }
+
+    #[test]
+    fn each_set_gives_one_address() {
+        let directory = tempfile::tempdir().unwrap();
+        let ipam = ipam(directory.path());
+        let one = allocate(&ipam, &attachment("one"), true).unwrap();
+        assert_eq!(addresses(&one), ["10.0.0.2/29", "fd00::2/64"]);
+        assert_eq!(one.ips[0].gateway, Some("10.0.0.1".parse().unwrap()));
+        one.commit();
+        let two = allocate(&ipam, &attachment("two"), false).unwrap();
+        assert_eq!(addresses(&two), ["10.0.0.3/29", "fd00::3/64"]);
+        drop(two);
+        let three = allocate(&ipam, &attachment("three"), true).unwrap();
+        assert_eq!(addresses(&three), ["10.0.0.4/29", "fd00::4/64"], "addresses rest");
+        three.commit();
+        release(directory.path(), &attachment("one")).unwrap();
+        let store = Store::existing(directory.path(), &attachment("one").network).unwrap();
+        let left = ["10.0.0.4", "fd00::4"].map(|ip| ip.parse::<IpAddr>().unwrap());
+        assert_eq!(store.lock().unwrap().taken().unwrap(), left.into());
+    }
+
+    #[test]
+    fn an_attachment_has_one_address_of_a_set() {
+        let directory = tempfile::tempdir().unwrap();
+        let ipam = ipam(directory.path());
+        allocate(&ipam, &attachment("one"), false).unwrap().commit();
+        let error = allocate(&ipam, &attachment("one"), false).unwrap_err();
+        let expected = "failed to allocate for range 0: 10.0.0.2 has been allocated to one, \
+                        duplicate allocation is not allowed";
+        assert_eq!(crate::error::chain(&error), expected);
+    }
+
+    #[test]
+    fn exhaustion_is_told_and_nothing_stays_taken() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut ipam = ipam(directory.path());
+        ipam.sets.reverse();
+        for container in ["a", "b", "c", "d", "e"] {
+            allocate(&ipam, &attachment(container), true).unwrap().commit();
+        }
+        let error = allocate(&ipam, &attachment("f"), true).unwrap_err();
+        let expected = "failed to allocate for range 1: \
+                        no IP addresses available in range set: 10.0.0.1-10.0.0.6";
+        assert_eq!(crate::error::chain(&error), expected);
+        let store = Store::existing(directory.path(), &attachment("f").network).unwrap();
+        assert_eq!(store.lock().unwrap().taken().unwrap().len(), 10);
+    }
+
+    #[test]
+    fn to_release_nothing_is_fine() {
+        let directory = tempfile::tempdir().unwrap();
+        release(directory.path(), &attachment("one")).unwrap();
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
+}

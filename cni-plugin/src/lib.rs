@@ -1,0 +1,30 @@
+//! The flannel CNI plugin: attaches pods to the subnet that the agent leased for this node.
+//!
+//! One process does what the Go plugins `flannel`, `bridge` and `host-local` do in three: it reads
+//! the subnet file, takes an address, makes a veth pair between the node's bridge and the sandbox,
+//! and tells the runtime. It starts no other programs.
+//!
+//! [`process`] is the way through: an [`invocation`] becomes a request, a [`command`] serves it, an
+//! [`error`] or a [`result`] goes back.
+
+pub mod args;
+pub mod command;
+pub mod invocation;
+pub mod netconf;
+pub mod process;
+pub mod version;
+
+pub mod attachment;
+pub mod bridge;
+pub mod delegate;
+pub mod ipam;
+pub mod masquerade;
+pub mod sharing;
+
+pub mod kernel;
+pub mod sandbox;
+pub mod state;
+
+pub mod error;
+pub mod output;
+pub mod result;

@@ -1,0 +1,174 @@
+//! What a node does when the leases of others come, change and go.
+
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests are tests")]
+
+use std::time::Duration;
+
+use flannel_tests::cluster::{Cluster, Store};
+use flannel_tests::pod::{self, Pod};
+use flannel_tests::sandbox::sandboxed;
+use flannel_tests::traffic::{Flow, ping};
+use flannel_tests::wait;
+
+#[test]
+fn peer_whose_lease_is_deleted_in_etcd_disappears_from_the_others() {
+    sandboxed(|| peer_whose_lease_is_deleted_disappears(Store::Etcd));
+}
+
+#[test]
+fn peer_whose_lease_is_deleted_in_the_directory_disappears_from_the_others() {
+    sandboxed(|| peer_whose_lease_is_deleted_disappears(Store::Directory));
+}
+
+fn peer_whose_lease_is_deleted_disappears(store: Store) {
+    let mut cluster = Cluster::running(3, store);
+    let pods = pod::attach_to_each(cluster.nodes(), 1);
+    let gone = cluster.node(3).clone();
+    let (key, lease) = cluster.store().lease_of(&gone).unwrap();
+    let subnet = key.replace('-', "/");
+    let base = key.split('-').next().unwrap().to_owned();
+    let mac = lease.split(r#""VtepMAC":""#).nth(1).unwrap().split('"').next().unwrap().to_owned();
+    // Its own flanneld would ask for the lease again.
+    cluster.kill(3);
+    assert!(cluster.store().delete(&format!("subnets/{key}")));
+    for node in &cluster.nodes()[..2] {
+        wait::until(&format!("{} has forgotten {}", node.name(), gone.name()), || {
+            let left = [
+                node.ip("route show dev flannel.1"),
+                node.ip("neighbour show dev flannel.1"),
+                node.bridge("fdb show dev flannel.1"),
+            ]
+            .concat();
+            let any = [&subnet, &base, &mac].into_iter().find(|trace| left.contains(&***trace));
+            any.map_or(Ok(()), |_| Err(left))
+        });
+    }
+    ping(pods[0].namespace(), pods[1].address()).unwrap();
+}
+
+#[test]
+fn node_that_joins_is_reached_by_the_others() {
+    sandboxed(|| {
+        let mut cluster = Cluster::new(3, Store::Etcd);
+        for number in [1, 2] {
+            cluster.start(number);
+        }
+        for number in [1, 2] {
+            cluster.wait_until_ready(number);
+        }
+        let early = [Pod::attach(cluster.node(1), "p1"), Pod::attach(cluster.node(2), "p2")];
+        cluster.start(3);
+        cluster.wait_until_ready(3);
+        cluster.wait_for_peers();
+        let late = Pod::attach(cluster.node(3), "p3");
+        for pod in &early {
+            ping(pod.namespace(), late.address()).unwrap();
+            ping(late.namespace(), pod.address()).unwrap();
+        }
+    });
+}
+
+#[test]
+fn peer_that_went_away_while_flanneld_was_down_is_forgotten_at_its_start() {
+    sandboxed(|| {
+        let mut cluster = Cluster::running(3, Store::Etcd);
+        cluster.stop(1);
+        cluster.kill(3);
+        let (key, _) = cluster.store().lease_of(cluster.node(3)).unwrap();
+        assert!(cluster.store().delete(&format!("subnets/{key}")));
+        cluster.start(1);
+        cluster.wait_until_ready(1);
+        let node = cluster.node(1);
+        wait::until("one peer is left", || {
+            let tables = [
+                node.ip("route show dev flannel.1"),
+                node.ip("neighbour show dev flannel.1"),
+                node.bridge("fdb show dev flannel.1"),
+            ];
+            let one_each = tables.iter().all(|table| table.lines().count() == 1);
+            if one_each { Ok(()) } else { Err(tables.concat()) }
+        });
+    });
+}
+
+#[test]
+fn peer_with_a_new_mac_leaves_no_old_entry() {
+    sandboxed(|| {
+        let mut cluster = Cluster::running(2, Store::Etcd);
+        let pods = pod::attach_to_each(cluster.nodes(), 1);
+        let entries = |cluster: &Cluster| cluster.node(1).bridge("fdb show dev flannel.1");
+        let before = entries(&cluster);
+        cluster.stop(2);
+        cluster.node(2).ip("link delete flannel.1");
+        cluster.start(2);
+        cluster.wait_until_ready(2);
+        let now = wait::until("the node has another MAC for its peer", || {
+            let now = entries(&cluster);
+            if now == before { Err(now) } else { Ok(now) }
+        });
+        assert_eq!(now.lines().count(), 1, "{now}");
+        assert_eq!(cluster.node(1).ip("neighbour show dev flannel.1").lines().count(), 1);
+        for (from, to) in pod::pairs(&pods) {
+            ping(from.namespace(), to.address()).unwrap();
+        }
+    });
+}
+
+#[test]
+fn foreign_keys_and_values_under_the_prefix_never_remove_a_peer() {
+    sandboxed(|| {
+        let cluster = Cluster::running(3, Store::Etcd);
+        foreign_keys_change_nothing(&cluster);
+    });
+}
+
+#[test]
+fn foreign_files_in_the_directory_never_remove_a_peer() {
+    sandboxed(|| {
+        let cluster = Cluster::running(3, Store::Directory);
+        foreign_keys_change_nothing(&cluster);
+    });
+}
+
+fn foreign_keys_change_nothing(cluster: &Cluster) {
+    let pods = pod::attach_to_each(cluster.nodes(), 1);
+    let before: Vec<_> = cluster.nodes().iter().map(|node| node.ip("route show")).collect();
+    let (from, to) = (&pods[0], &pods[1]);
+    let flow = Flow::start(from.namespace(), to.namespace(), to.address(), 200).unwrap();
+    let held = cluster.store().leases();
+    let mut free = (1..=255)
+        .map(|number| format!("subnets/10.244.{number}.0-24"))
+        .filter(|key| !held.keys().any(|held| key.ends_with(held)));
+    let mut free = || free.next().unwrap();
+    let foreign = [
+        ("subnets/lock".to_owned(), "held"),
+        ("subnets/10.244.96.0-24hi".to_owned(), "{}"),
+        ("subnets/10.244.300.0-24".to_owned(), r#"{"PublicIP":"198.51.100.9"}"#),
+        ("subnets/10.244.95.0-32".to_owned(), r#"{"PublicIP":"198.51.100.9"}"#),
+        ("subnets-x".to_owned(), "sibling"),
+        ("unrelated".to_owned(), ""),
+        (free(), "not JSON"),
+        (free(), r#"{"PublicIP":"a-host-name"}"#),
+        (free(), r#"{"PublicIP":198}"#),
+        // A lease, but of another backend: nothing to program.
+        (free(), r#"{"PublicIP":"198.51.100.9"}"#),
+    ];
+    for (key, value) in &foreign {
+        cluster.store().put(key, value);
+    }
+    let all_as_before = || {
+        let now: Vec<_> = cluster.nodes().iter().map(|node| node.ip("route show")).collect();
+        now == before
+    };
+    wait::while_true(Duration::from_secs(2), "all peers are there", all_as_before);
+    for (key, _) in &foreign {
+        cluster.store().delete(key);
+    }
+    wait::while_true(Duration::from_secs(1), "all peers are there", all_as_before);
+    let report = flow.finish().unwrap();
+    println!("{report}");
+    assert_eq!(report.lost(), 0, "{report}");
+    for (from, to) in pod::pairs(&pods) {
+        ping(from.namespace(), to.address()).unwrap();
+    }
+}
