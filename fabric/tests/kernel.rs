@@ -370,7 +370,7 @@ ip tuntap add dev flannel0 mode tun multi_queue vnet_hdr
 ip link set flannel0 mtu 1472
 ip address replace 10.244.1.0/32 dev flannel0
 ip link set flannel0 up
-ip route replace 10.244.0.0/16 dev flannel0 proto 199
+ip route add 10.244.0.0/16 dev flannel0 proto 199
 "
         );
         let again = converge(&mut socket, &Scope::of(&desired), &desired).unwrap();

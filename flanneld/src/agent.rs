@@ -133,7 +133,7 @@ async fn serve(
     let request = Request {
         pool,
         previous: previous_subnet(&options),
-        attributes: attributes(&backend, &interface),
+        attributes: attributes(&*backend, &interface),
     };
     let held = renewal::acquire(&store, &request).await;
     let rules = RuleOptions {
@@ -197,7 +197,7 @@ fn previous_subnet(options: &Options) -> Option<LeaseKey> {
     SubnetFile::read(&options.subnet_file).ok()?.subnet4.map(LeaseKey::v4)
 }
 
-fn attributes(backend: &impl Backend, interface: &ExternalInterface) -> Attributes {
+fn attributes(backend: &dyn Backend, interface: &ExternalInterface) -> Attributes {
     let (backend_type, backend_data) = backend.published();
     Attributes {
         public_ip: interface.public_ip,

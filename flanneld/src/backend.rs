@@ -16,7 +16,9 @@ use crate::config::BackendConfig;
 use crate::external_interface::ExternalInterface;
 use crate::lease::{Attributes, LeaseKey};
 
-pub(crate) use vxlan::Vxlan;
+use udp::Udp;
+use udp::datapath::Forwarding;
+use vxlan::Vxlan;
 
 /// One way for packets to travel. Everything here is pure.
 pub(crate) trait Backend {
@@ -48,6 +50,8 @@ pub(crate) struct Peer<'a> {
 pub(crate) struct Desired {
     pub(crate) state: NetState,
     pub(crate) left_out: Vec<(LeaseKey, Reason)>,
+    /// What this program carries itself, if the kernel does not.
+    pub(crate) forwarding: Option<Forwarding>,
 }
 
 /// Why a peer is left out.
@@ -65,8 +69,8 @@ pub(crate) enum Reason {
     PublicIp(Ipv4Addr),
     #[error("its public address {0} is ours")]
     OurPublicIp(Ipv4Addr),
-    #[error("its backend is {0:?}, not vxlan")]
-    BackendType(String),
+    #[error("its backend is {0:?}, not {1}")]
+    BackendType(String, &'static str),
     #[error("its backend data does not decode: {0}")]
     BackendData(String),
     #[error("its Ethernet address is that of {0}")]
@@ -76,7 +80,7 @@ pub(crate) enum Reason {
 /// Why the configuration of a backend cannot be used.
 #[derive(Debug, PartialEq, thiserror::Error)]
 pub(crate) enum BackendError {
-    #[error("Backend.Type {0:?} is not available: want vxlan")]
+    #[error("Backend.Type {0:?} is not available: want vxlan or udp")]
     Unknown(String),
     #[error("the options of Backend do not decode")]
     Json(#[from] fabric::json::Error),
@@ -96,9 +100,42 @@ pub(crate) fn configure(
     network: IpNetwork,
     interface: &ExternalInterface,
     device_mac: impl FnOnce(LinkName) -> fabric::mac::MacAddr,
-) -> Result<Vxlan, BackendError> {
+) -> Result<Box<dyn Backend>, BackendError> {
     match config.kind.as_str() {
-        "vxlan" => Vxlan::configure(&config.options, network, interface, device_mac),
+        "vxlan" => {
+            let vxlan = Vxlan::configure(&config.options, network, interface, device_mac)?;
+            Ok(Box::new(vxlan))
+        }
+        "udp" => Ok(Box::new(Udp::configure(&config.options, network, interface)?)),
         other => Err(BackendError::Unknown(other.to_owned())),
     }
+}
+
+/// Decides what does not depend on the backend: whether a peer's subnet and address make sense.
+fn admit(
+    network: IpNetwork,
+    own: &LeaseKey,
+    own_public_ip: Ipv4Addr,
+    peer: &Peer<'_>,
+) -> Result<(), Reason> {
+    let subnet = peer.subnet.ipv4;
+    let public_ip = peer.attributes.public_ip;
+    let inside = network.contains(subnet.network().into()) && network.prefix() <= subnet.prefix();
+    if !inside {
+        return Err(Reason::OutsideNetwork(network));
+    }
+    if !peer.subnet.is_network() {
+        return Err(Reason::HostBits);
+    }
+    if peer.subnet.overlaps(own) {
+        return Err(Reason::OverlapsOwn);
+    }
+    if public_ip == own_public_ip {
+        return Err(Reason::OurPublicIp(public_ip));
+    }
+    if can_be_a_node(public_ip) { Ok(()) } else { Err(Reason::PublicIp(public_ip)) }
+}
+
+fn can_be_a_node(ip: Ipv4Addr) -> bool {
+    !(ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || ip.is_broadcast())
 }

@@ -35,8 +35,8 @@ const RETRY_MIN: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(30);
 
 /// What does not change while the node runs.
-pub(crate) struct Node<B> {
-    pub(crate) backend: B,
+pub(crate) struct Node {
+    pub(crate) backend: Box<dyn Backend>,
     pub(crate) network: Ipv4Network,
     pub(crate) rules: RuleOptions,
     pub(crate) subnet_file: PathBuf,
@@ -54,8 +54,8 @@ pub(crate) struct Channels {
 }
 
 /// The state of the loop.
-struct Reconciler<B> {
-    node: Node<B>,
+struct Reconciler {
+    node: Node,
     own: Lease,
     table: LeaseTable,
     left_out: BTreeMap<LeaseKey, Reason>,
@@ -67,7 +67,7 @@ struct Reconciler<B> {
 }
 
 /// Runs until the program ends.
-pub(crate) async fn run<B: Backend>(node: Node<B>, mut channels: Channels) {
+pub(crate) async fn run(node: Node, mut channels: Channels) {
     let own = channels.held.borrow_and_update().lease.clone();
     let mut reconciler = Reconciler {
         node,
@@ -92,7 +92,7 @@ pub(crate) async fn run<B: Backend>(node: Node<B>, mut channels: Channels) {
     }
 }
 
-impl<B: Backend> Reconciler<B> {
+impl Reconciler {
     /// Waits for a reason for a pass. Returns false when there will be none any more.
     async fn wait(&mut self, channels: &mut Channels, mut deadline: Instant) -> bool {
         let mut settling = false;
@@ -157,11 +157,12 @@ impl<B: Backend> Reconciler<B> {
             .map(|(subnet, attributes)| Peer { subnet, attributes })
             .collect();
         let desired = self.node.backend.desired(&own, &peers);
-        let peers = desired.state.routes.len();
+        let peers = peers.len() - desired.left_out.len();
         let wanted = Wanted {
             scope: self.node.backend.scope(network),
             state: desired.state,
             rules: masquerade::desired(self.node.rules, network, IpNetwork::V4(own.ipv4)),
+            forwarding: desired.forwarding,
         };
         self.report_left_out(desired.left_out);
         let outcome = self.node.kernel.make_true(wanted).await;

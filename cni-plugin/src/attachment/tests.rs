@@ -152,8 +152,7 @@ fn routes_of_the_template_keep_their_table_and_metric() {
     let ipam = json!({"type": "host-local", "routes": [route]});
     let bridge = bridge(&[("ipam", ipam), ("isDefaultGateway", json!(false))]);
     let text = commands_inside(&desired_with(&bridge, &v4()).sandbox);
-    let expected =
-        "ip route add 10.9.0.0/16 via 10.1.2.9 dev eth0 table 100 proto 199 metric 7\n";
+    let expected = "ip route add 10.9.0.0/16 via 10.1.2.9 dev eth0 table 100 proto 199 metric 7\n";
     assert!(text.contains(expected), "{text}");
 }
 

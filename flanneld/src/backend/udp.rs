@@ -1,6 +1,158 @@
-//! Packets between nodes as plain UDP.
+//! Packets between nodes as plain UDP: every datagram is one bare IPv4 packet.
+//!
+//! The kernel routes the whole network to a TUN device. What comes out of it is sent to the node
+//! that leases the destination, by the threads of the [`datapath`]; nothing is asked of the
+//! underlay and of the kernel but UDP and TUN. Here is what is decided; the modules below carry.
 
+pub(crate) mod datapath;
+
+mod counters;
+mod peers;
+mod routing;
+
+mod inbound;
+mod outbound;
+
+mod batch;
+mod icmp;
 mod merge;
 mod offload;
 mod packet;
-mod peers;
+
+mod socket;
+mod tun;
+
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use fabric::link_name::LinkName;
+use fabric::mtu::Mtu;
+use fabric::netlink::{Routes, Scope};
+use fabric::netstate::{Address, Link, LinkKind, ROUTE_PROTOCOL, Route, RouteKey};
+use ipnetwork::IpNetwork;
+use serde::Deserialize;
+use serde_json::Value;
+
+use self::datapath::Forwarding;
+use super::{Backend, BackendError, Desired, Peer, Reason};
+use crate::external_interface::ExternalInterface;
+use crate::lease::LeaseKey;
+
+/// Outer IPv4 and UDP headers: 20 + 8 bytes.
+const OVERHEAD: u32 = 28;
+const DEFAULT_PORT: u16 = 8285;
+const DEVICE: &str = "flannel0";
+
+/// The backend, configured for this node.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Udp {
+    network: IpNetwork,
+    device: LinkName,
+    mtu: Mtu,
+    public_ip: Ipv4Addr,
+    listen: SocketAddrV4,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Options {
+    #[serde(rename = "Port")]
+    port: Option<i64>,
+}
+
+impl Udp {
+    pub(super) fn configure(
+        options: &Value,
+        network: IpNetwork,
+        interface: &ExternalInterface,
+    ) -> Result<Self, BackendError> {
+        let options: Options = match options {
+            // A configuration without a backend means this one.
+            Value::Null => Options::default(),
+            options => fabric::json::from_value(options.clone())?,
+        };
+        let port = match options.port {
+            None | Some(0) => DEFAULT_PORT,
+            Some(value) => u16::try_from(value).map_err(|_| BackendError::Range {
+                key: "Port",
+                value,
+                expected: "0 to 65535",
+            })?,
+        };
+        let room = BackendError::Mtu { mtu: interface.mtu.get(), overhead: OVERHEAD };
+        Ok(Self {
+            network,
+            device: DEVICE.parse().expect("it is the name of a link"),
+            mtu: interface.mtu.inside(OVERHEAD).ok_or(room)?,
+            public_ip: interface.public_ip,
+            // The address of the interface: behind a NAT the host does not own the public one.
+            listen: SocketAddrV4::new(interface.ip, port),
+        })
+    }
+
+    fn admit(&self, own: &LeaseKey, peer: &Peer<'_>) -> Result<(), Reason> {
+        super::admit(self.network, own, self.public_ip, peer)?;
+        match peer.attributes.backend_type.as_str() {
+            "" => Ok(()),
+            other => Err(Reason::BackendType(other.to_owned(), "udp, which has no type")),
+        }
+    }
+}
+
+impl Backend for Udp {
+    fn published(&self) -> (&'static str, Option<Value>) {
+        ("", None)
+    }
+
+    fn pod_mtu(&self) -> Mtu {
+        self.mtu
+    }
+
+    fn device(&self) -> LinkName {
+        self.device
+    }
+
+    fn scope(&self, network: IpNetwork) -> Scope {
+        Scope {
+            links: BTreeSet::from([self.device]),
+            addresses: true,
+            routes: Routes::OnLinksAndMarked,
+            networks: vec![network],
+            ..Scope::default()
+        }
+    }
+
+    fn desired(&self, own: &LeaseKey, peers: &[Peer<'_>]) -> Desired {
+        let link = self.device;
+        let mut desired = Desired::default();
+        let mut forwarding =
+            Forwarding { device: link, listen: self.listen, own: own.ipv4, peers: Vec::new() };
+        // In the order of their subnets, so that an overlapping one follows what it overlaps.
+        let mut last: Option<&LeaseKey> = None;
+        for peer in peers {
+            let overlapped = last.filter(|other| other.ipv4.overlaps(peer.subnet.ipv4));
+            let admitted = self.admit(own, peer).and_then(|()| match overlapped {
+                Some(other) => Err(Reason::OverlapsPeer(*other)),
+                None => Ok(()),
+            });
+            match admitted {
+                Ok(()) => {
+                    last = Some(peer.subnet);
+                    forwarding.peers.push((peer.subnet.ipv4, peer.attributes.public_ip));
+                }
+                Err(reason) => desired.left_out.push((*peer.subnet, reason)),
+            }
+        }
+        let device = Link { mtu: Some(self.mtu), ..Link::up(LinkKind::Tun) };
+        desired.state.links.insert(link, device);
+        let ip = IpNetwork::new(own.ipv4.network().into(), 32).expect("32 bits fit");
+        desired.state.addresses.insert(Address { link, ip });
+        let route = Route { link, via: None, onlink: false, protocol: ROUTE_PROTOCOL };
+        desired.state.routes.insert(RouteKey::main(self.network), route);
+        desired.forwarding = Some(forwarding);
+        desired
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -103,28 +103,11 @@ impl Vxlan {
 
     /// Decides whether a peer's lease can be used, and returns its Ethernet address.
     fn admit(&self, own: &LeaseKey, peer: &Peer<'_>) -> Result<MacAddr, Reason> {
-        let Attributes { public_ip, backend_type, backend_data, .. } = peer.attributes;
-        let subnet = peer.subnet.ipv4;
-        let inside = self.network.contains(subnet.network().into())
-            && self.network.prefix() <= subnet.prefix();
-        if !inside {
-            return Err(Reason::OutsideNetwork(self.network));
-        }
-        if !peer.subnet.is_network() {
-            return Err(Reason::HostBits);
-        }
-        if peer.subnet.overlaps(own) {
-            return Err(Reason::OverlapsOwn);
-        }
+        let Attributes { backend_type, backend_data, .. } = peer.attributes;
         if backend_type != "vxlan" {
-            return Err(Reason::BackendType(backend_type.clone()));
+            return Err(Reason::BackendType(backend_type.clone(), "vxlan"));
         }
-        if *public_ip == self.public_ip {
-            return Err(Reason::OurPublicIp(*public_ip));
-        }
-        if !can_be_a_node(*public_ip) {
-            return Err(Reason::PublicIp(*public_ip));
-        }
+        super::admit(self.network, own, self.public_ip, peer)?;
         let mac = mac_of(backend_data.as_ref()).map_err(Reason::BackendData)?;
         if mac == self.mac { Err(Reason::SameMac("this node".to_owned())) } else { Ok(mac) }
     }
@@ -233,10 +216,6 @@ impl Vxlan {
         let accept_ra = (Sysctl::ipv6(self.device, "accept_ra"), "0".to_owned());
         self.has_ipv6.then_some(accept_ra).into_iter().collect()
     }
-}
-
-fn can_be_a_node(ip: Ipv4Addr) -> bool {
-    !(ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || ip.is_broadcast())
 }
 
 fn mac_of(data: Option<&Value>) -> Result<MacAddr, String> {

@@ -192,7 +192,10 @@ mod tests {
     const HERE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
     const THERE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
 
-    fn shape(segments_max: usize, datagrams: &[(Ipv4Addr, usize)]) -> Vec<(Ipv4Addr, usize, usize)> {
+    fn shape(
+        segments_max: usize,
+        datagrams: &[(Ipv4Addr, usize)],
+    ) -> Vec<(Ipv4Addr, usize, usize)> {
         let mut batch = Batch::new();
         batch.clear(segments_max);
         for (to, len) in datagrams {

@@ -78,20 +78,34 @@ pub(crate) struct DataPath {
 }
 
 impl DataPath {
-    /// Starts to carry packets. The device must be there.
-    pub(crate) fn start(forwarding: Forwarding) -> Result<Self, DataPathError> {
+    /// Makes it so, and starts what is not running yet. The device must be there.
+    pub(crate) fn ensure(
+        running: &mut Option<Self>,
+        forwarding: Forwarding,
+    ) -> Result<(), DataPathError> {
+        match running {
+            Some(data_path) => data_path.make_true(forwarding),
+            None => {
+                *running = Some(Self::start(forwarding)?);
+                Ok(())
+            }
+        }
+    }
+
+    fn start(forwarding: Forwarding) -> Result<Self, DataPathError> {
         let count = thread::available_parallelism().map_or(1, usize::from).min(LANES_MAX);
         let drops = Arc::default();
-        let lanes: Result<Vec<_>, _> =
-            (0..count).map(|_| open_lane(&forwarding, &drops)).collect();
+        let lanes: Result<Vec<_>, _> = (0..count).map(|_| open_lane(&forwarding, &drops)).collect();
         let lanes = lanes?;
         let published = Arc::new(Published::new(routing(&forwarding, None)));
         for (index, (lane, offload, features)) in lanes.iter().enumerate() {
             let view = || View::new(Arc::clone(&published));
-            let outbound = Outbound::new(Arc::clone(lane), view(), *features);
-            spawn(format!("udp-out-{index}"), move || outbound.run())?;
-            let (lane, view, offload) = (Arc::clone(lane), view(), *offload);
-            let inbound = move || Inbound::new(lane, view, offload).run();
+            // Each is made by its own thread, because its buffers point into each other.
+            let (carried, peers, features) = (Arc::clone(lane), view(), *features);
+            let outbound = move || Outbound::new(carried, peers, features).run();
+            spawn(format!("udp-out-{index}"), outbound)?;
+            let (carried, peers, offload) = (Arc::clone(lane), view(), *offload);
+            let inbound = move || Inbound::new(carried, peers, offload).run();
             spawn(format!("udp-in-{index}"), inbound)?;
         }
         if let Some((_, offload, features)) = lanes.first() {
@@ -102,8 +116,8 @@ impl DataPath {
         Ok(Self { forwarding, lanes, published, drops, reported: String::new() })
     }
 
-    /// Makes it so: takes up peers that are new, and the device if it was made anew.
-    pub(crate) fn make_true(&mut self, forwarding: Forwarding) -> Result<(), DataPathError> {
+    /// Takes up peers that are new, and the device if it was made anew.
+    fn make_true(&mut self, forwarding: Forwarding) -> Result<(), DataPathError> {
         let device = forwarding.device;
         for lane in self.lanes.iter().filter(|lane| !lane.queue.is_attached()) {
             let reattached = lane.queue.reattach(device);

@@ -4,9 +4,7 @@
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-use super::packet::{
-    IPV4_HEADER, Packet, finish_header, fold, ipv4, protocol, put_u16, sum,
-};
+use super::packet::{IPV4_HEADER, Packet, finish_header, fold, ipv4, protocol, put_u16, sum};
 
 /// Header of the answer, ICMP header, and the beginning of the packet: its header and eight bytes.
 pub(super) const ANSWER_MAX: usize = IPV4_HEADER + 8 + 60 + 8;

@@ -11,8 +11,8 @@ use super::counters::Drop;
 use super::datapath::Lane;
 use super::icmp::{self, ANSWER_MAX, Limit, Message};
 use super::merge::{PACKETS_MAX, Run};
-use super::offload::{VnetHeader, forward};
-use super::packet::{Packet, protocol};
+use super::offload::VnetHeader;
+use super::packet::{Packet, decrement_ttl, protocol};
 use super::routing::View;
 use super::socket::Receiver;
 use super::tun::Offload;
@@ -92,7 +92,7 @@ impl Inbound {
             self.tell(from, &range);
             return Err(Drop::TimeExceeded);
         }
-        forward(&mut self.receiver.bytes_mut()[range.clone()]);
+        decrement_ttl(&mut self.receiver.bytes_mut()[range.clone()]);
         Ok(range)
     }
 

@@ -176,7 +176,8 @@ impl Member {
 
 /// Whether two packets differ in nothing that a segment has only once.
 fn same_headers(transport: Transport, first: &Packet<'_>, other: &Packet<'_>) -> bool {
-    let equal = |range: std::ops::Range<usize>| first.bytes()[range.clone()] == other.bytes()[range];
+    let equal =
+        |range: std::ops::Range<usize>| first.bytes()[range.clone()] == other.bytes()[range];
     let at = IPV4_HEADER;
     // All but total length, identification and checksum.
     let ip = equal(0..ipv4::TOTAL_LENGTH.start)

@@ -6,8 +6,8 @@
 use std::ops::Range;
 
 use super::packet::{
-    Packet, decrement_ttl, finish_header, fold, ipv4, protocol, pseudo_header_sum, put_u16,
-    put_u32, sum, u16_at, u32_at,
+    Packet, finish_header, fold, ipv4, protocol, pseudo_header_sum, put_u16, put_u32, sum, u16_at,
+    u32_at,
 };
 
 /// The length of a [`VnetHeader`] in bytes.
@@ -231,13 +231,4 @@ pub(super) fn complete_checksum(vnet: VnetHeader, packet: &mut [u8]) -> bool {
     let checksum = !fold(sum(&packet[start..]));
     put_u16(packet, at, if checksum == 0 { 0xffff } else { checksum });
     true
-}
-
-/// Takes one from the TTL of a packet that goes on. Returns false if it must not.
-pub(super) fn forward(packet: &mut [u8]) -> bool {
-    let lives = packet[ipv4::TTL] > 1;
-    if lives {
-        decrement_ttl(packet);
-    }
-    lives
 }

@@ -11,8 +11,8 @@ use super::batch::Batch;
 use super::counters::Drop;
 use super::datapath::Lane;
 use super::icmp::{self, ANSWER_MAX, Limit, Message};
-use super::offload::{Cut, VNET_HEADER, VnetHeader, complete_checksum, forward};
-use super::packet::Packet;
+use super::offload::{Cut, VNET_HEADER, VnetHeader, complete_checksum};
+use super::packet::{Packet, decrement_ttl};
 use super::routing::View;
 use super::socket::{Features, Sender, path_mtu};
 
@@ -80,21 +80,22 @@ impl Outbound {
             self.tell(&range, Message::NetUnreachable);
             return Err(Drop::NoPeer);
         };
-        let (to, traffic) = (peer.address, Arc::clone(&peer.traffic));
+        let to = peer.address;
         if packet.ttl() <= 1 {
             self.tell(&range, Message::TimeExceeded);
             return Err(Drop::TimeExceeded);
         }
-        forward(&mut self.batch.bytes_mut()[range.clone()]);
-        let len = range.len();
-        let packets = if vnet.gso_type == VnetHeader::GSO_NONE {
-            self.push_whole(vnet, to, range)?;
-            1
+        if vnet.gso_type == VnetHeader::GSO_NONE {
+            peer.traffic.count_sent(1, range.len());
+            decrement_ttl(&mut self.batch.bytes_mut()[range.clone()]);
+            self.push_whole(vnet, to, range)
         } else {
-            self.push_cut(vnet, to, &range)?
-        };
-        traffic.count_sent(packets, len);
-        Ok(())
+            let cut = Cut::new(vnet, &packet).ok_or(Drop::Malformed)?;
+            peer.traffic.count_sent(cut.count(), range.len());
+            decrement_ttl(&mut self.batch.bytes_mut()[range.clone()]);
+            self.push_cut(cut, to, &range);
+            Ok(())
+        }
     }
 
     fn push_whole(
@@ -113,14 +114,7 @@ impl Outbound {
         Ok(())
     }
 
-    fn push_cut(
-        &mut self,
-        vnet: VnetHeader,
-        to: Ipv4Addr,
-        range: &Range<usize>,
-    ) -> Result<usize, Drop> {
-        let packet = Packet::parse(&self.batch.bytes()[range.clone()]).ok_or(Drop::Malformed)?;
-        let cut = Cut::new(vnet, &packet).ok_or(Drop::Malformed)?;
+    fn push_cut(&mut self, cut: Cut, to: Ipv4Addr, range: &Range<usize>) {
         for index in 0..cut.count() {
             if self.batch.is_full() {
                 self.flush();
@@ -130,7 +124,6 @@ impl Outbound {
             let payload = range.start + payload.start..range.start + payload.end;
             self.batch.push(to, [place, payload]);
         }
-        Ok(cut.count())
     }
 
     /// Answers a packet of this node that cannot go on.
@@ -189,8 +182,7 @@ impl Outbound {
         let mut buffer = [0; ANSWER_MAX];
         let answer = Message::TooBig(mtu);
         if let Some(len) = icmp::answer(answer, routing.address(), &packet, &mut buffer) {
-            let _best_effort =
-                self.lane.queue.write(VnetHeader::default(), &buffer, &[0..len]);
+            let _best_effort = self.lane.queue.write(VnetHeader::default(), &buffer, &[0..len]);
         }
     }
 }

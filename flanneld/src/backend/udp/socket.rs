@@ -270,8 +270,8 @@ impl Receiver {
         let control = &self.controls[index];
         let has_one = usize::try_from(self.headers[index].msg_hdr.msg_controllen)
             .is_ok_and(|len| len >= size_of::<libc::cmsghdr>() + size_of::<libc::c_int>());
-        let is_segment = control.header.cmsg_level == libc::SOL_UDP
-            && control.header.cmsg_type == libc::UDP_GRO;
+        let is_segment =
+            control.header.cmsg_level == libc::SOL_UDP && control.header.cmsg_type == libc::UDP_GRO;
         let [a, b, c, d, ..] = control.value;
         let value = libc::c_int::from_ne_bytes([a, b, c, d]);
         usize::try_from(value).ok().filter(|_| has_one && is_segment)

@@ -23,10 +23,14 @@ struct Flow {
 
 fn flow() -> impl Strategy<Value = Flow> {
     let transport = prop_oneof![Just(Transport::Tcp), Just(Transport::Udp)];
-    let options = (0_usize..=10).prop_flat_map(|words| prop::collection::vec(any::<u8>(), words * 4));
+    let options =
+        (0_usize..=10).prop_flat_map(|words| prop::collection::vec(any::<u8>(), words * 4));
     let header = (any::<bool>(), any::<u8>(), any::<u8>(), any::<u16>());
     // ACK, and ECE or not; the last one with FIN, PSH or both as well.
-    let flags = (prop_oneof![Just(0x10_u8), Just(0x50)], prop_oneof![Just(0_u8), Just(1), Just(8), Just(9)]);
+    let flags = (
+        prop_oneof![Just(0x10_u8), Just(0x50)],
+        prop_oneof![Just(0_u8), Just(1), Just(8), Just(9)],
+    );
     let sizes = (1_usize..1500, 2_usize..44, 0.0..1.0_f64);
     (transport, options, header, any::<u32>(), flags, sizes).prop_map(
         |(transport, options, (df, tos, ttl, identification), sequence, flags, sizes)| Flow {
@@ -41,7 +45,12 @@ fn flow() -> impl Strategy<Value = Flow> {
             last_flags: flags.1,
             size: sizes.0,
             count: sizes.1,
-            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "a part of a small number")]
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                clippy::cast_precision_loss,
+                reason = "a part of a small number"
+            )]
             last: 1 + ((sizes.0 - 1) as f64 * sizes.2) as usize,
         },
     )
@@ -95,9 +104,11 @@ fn mend(packet: &mut [u8], transport: Transport) {
     put_u16(packet, at, 0);
     let segment_len = u16::try_from(packet.len() - IPV4_HEADER).unwrap();
     let mut words = vec![u16::from(packet[ipv4::PROTOCOL]), segment_len];
-    words.extend(packet[12..].chunks(2).map(|pair| {
-        u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)])
-    }));
+    words.extend(
+        packet[12..]
+            .chunks(2)
+            .map(|pair| u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)])),
+    );
     let sum = words.iter().fold(0_u32, |sum, word| {
         let sum = sum + u32::from(*word);
         (sum & 0xffff) + (sum >> 16)
