@@ -22,13 +22,14 @@ mod packet;
 mod socket;
 mod tun;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use fabric::link_name::LinkName;
 use fabric::mtu::Mtu;
 use fabric::netlink::{Routes, Scope};
-use fabric::netstate::{Address, Link, LinkKind, ROUTE_PROTOCOL, Route, RouteKey};
+use fabric::netstate::{Address, Link, LinkKind, ROUTE_PROTOCOL, Route, RouteKey, Sysctl};
+use fabric::sysctl;
 use ipnetwork::IpNetwork;
 use serde::Deserialize;
 use serde_json::Value;
@@ -51,6 +52,8 @@ pub(crate) struct Udp {
     mtu: Mtu,
     public_ip: Ipv4Addr,
     listen: SocketAddrV4,
+    /// Kernels without IPv6 do not have the parameter.
+    has_ipv6: bool,
 }
 
 #[derive(Default, Deserialize)]
@@ -87,7 +90,14 @@ impl Udp {
             public_ip: interface.public_ip,
             // The address of the interface: behind a NAT the host does not own the public one.
             listen: SocketAddrV4::new(interface.ip, port),
+            has_ipv6: sysctl::has_ipv6(),
         })
+    }
+
+    fn sysctls(&self) -> BTreeMap<Sysctl, String> {
+        // Without an address (mode 1 is none), the kernel looks for no IPv6 routers in the tunnel.
+        let no_address = (Sysctl::ipv6(self.device, "addr_gen_mode"), "1".to_owned());
+        self.has_ipv6.then_some(no_address).into_iter().collect()
     }
 
     fn admit(&self, own: &LeaseKey, peer: &Peer<'_>) -> Result<(), Reason> {
@@ -118,6 +128,7 @@ impl Backend for Udp {
             addresses: true,
             routes: Routes::OnLinksAndMarked,
             networks: vec![network],
+            sysctls: self.sysctls().into_keys().collect(),
             ..Scope::default()
         }
     }
@@ -149,6 +160,7 @@ impl Backend for Udp {
         desired.state.addresses.insert(Address { link, ip });
         let route = Route { link, via: None, onlink: false, protocol: ROUTE_PROTOCOL };
         desired.state.routes.insert(RouteKey::main(self.network), route);
+        desired.state.sysctls = self.sysctls();
         desired.forwarding = Some(forwarding);
         desired
     }

@@ -15,7 +15,8 @@ fn interface(mtu: u32) -> ExternalInterface {
 }
 
 fn configure(options: &Value, mtu: u32) -> Result<Udp, BackendError> {
-    Udp::configure(options, "10.244.0.0/16".parse().unwrap(), &interface(mtu))
+    let udp = Udp::configure(options, "10.244.0.0/16".parse().unwrap(), &interface(mtu));
+    udp.map(|udp| Udp { has_ipv6: true, ..udp })
 }
 
 fn lease(key: &str, json: &str) -> (LeaseKey, Attributes) {
@@ -37,6 +38,7 @@ fn a_node_has_one_device_and_one_route_for_the_network() {
         "\
 ip tuntap add dev flannel0 mode tun multi_queue vnet_hdr
 ip link set flannel0 mtu 1472
+sysctl -w net/ipv6/conf/flannel0/addr_gen_mode=1
 ip address replace 10.244.1.0/32 dev flannel0
 ip link set flannel0 up
 ip route add 10.244.0.0/16 dev flannel0 proto 199
