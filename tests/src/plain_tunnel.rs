@@ -14,13 +14,10 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
-
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::resource::{UsageWho, getrusage};
-use nix::sys::time::TimeValLike;
 
 use crate::node::Node;
+use crate::program;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 /// The port of the udp backend.
 pub const PORT: u16 = 8285;
@@ -29,7 +26,7 @@ pub const PORT: u16 = 8285;
 #[derive(Debug)]
 pub struct PlainTunnel {
     stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<Duration>>,
+    thread: Option<JoinHandle<()>>,
 }
 
 /// A subnet of 256 addresses, and the underlay address of the node that has it.
@@ -60,33 +57,41 @@ impl PlainTunnel {
                 relay.wait();
                 while relay.to_underlay() | relay.to_device() {}
             }
-            cpu_time(UsageWho::RUSAGE_THREAD)
         });
         Self { stop, thread: Some(thread) }
-    }
-
-    /// Stops it, and returns the processor time that it took.
-    pub fn stop(mut self) -> Duration {
-        self.join()
-    }
-
-    fn join(&mut self) -> Duration {
-        self.stop.store(true, Ordering::Relaxed);
-        self.thread.take().and_then(|thread| thread.join().ok()).unwrap_or_default()
     }
 }
 
 impl Drop for PlainTunnel {
     fn drop(&mut self) {
-        self.join();
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            // It has told already if it failed.
+            let _outcome = thread.join();
+        }
     }
 }
 
-/// The processor time of this thread or process so far.
-pub fn cpu_time(who: UsageWho) -> Duration {
-    let Ok(usage) = getrusage(who) else { return Duration::ZERO };
-    let micros = usage.user_time().num_microseconds() + usage.system_time().num_microseconds();
-    Duration::from_micros(u64::try_from(micros).unwrap_or(0))
+/// Does the same in this process, which must be on the node, and does not end.
+///
+/// # Panics
+/// If the device or the socket cannot be made.
+pub fn run(address: Ipv4Addr, own: Ipv4Addr, mtu: u16, peer: Peer) -> ! {
+    let socket = UdpSocket::bind((address, PORT)).expect("the port is free");
+    socket.set_nonblocking(true).expect("sockets can be");
+    let device = open_device().expect("there is /dev/net/tun");
+    for arguments in [
+        format!("address add {own}/32 dev flannel0"),
+        format!("link set flannel0 mtu {mtu} up"),
+        "route add 10.244.0.0/16 dev flannel0".to_owned(),
+    ] {
+        program::run(program::installed("ip").args(arguments.split(' ')));
+    }
+    let mut relay = Relay { device, socket, peers: vec![peer], buffer: vec![0; usize::from(mtu)] };
+    loop {
+        relay.wait();
+        while relay.to_underlay() | relay.to_device() {}
+    }
 }
 
 struct Relay {

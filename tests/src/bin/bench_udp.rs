@@ -23,7 +23,7 @@ use flannel_tests::cluster::LeaseStore;
 use flannel_tests::daemon::Daemon;
 use flannel_tests::namespace::Namespace;
 use flannel_tests::node::Node;
-use flannel_tests::plain_tunnel::PlainTunnel;
+use flannel_tests::plain_tunnel;
 use flannel_tests::pod::Pod;
 use flannel_tests::statistics::machine;
 use flannel_tests::underlay::Underlay;
@@ -32,11 +32,20 @@ use flannel_tests::{program, sandbox, wait};
 /// So many datagrams are on the way at most; less than every queue between the pods holds.
 const WINDOW: u64 = 200;
 const DATAGRAM: usize = 64;
+/// Of the plain wire over an underlay of 1500.
+const MTU: u16 = 1472;
 
 fn main() -> ExitCode {
     let argument = |place, default: u64| {
         std::env::args().nth(place).map_or(Some(default), |text| text.parse().ok())
     };
+    if let Some("relay") = std::env::args().nth(1).as_deref() {
+        let address = |place| {
+            let text = std::env::args().nth(place).unwrap_or_default();
+            text.parse().expect("relay NODE SUBNET PEER-SUBNET PEER")
+        };
+        plain_tunnel::run(address(2), address(3), MTU, (address(4), address(5)));
+    }
     match (argument(1, 5), argument(2, 2)) {
         (Some(rounds @ 1..), Some(seconds @ 1..)) => sandbox::main_in_sandbox(|| {
             measure(rounds, Duration::from_secs(seconds), std::env::args().nth(3));
@@ -52,8 +61,8 @@ fn main() -> ExitCode {
 struct Pair {
     name: &'static str,
     pods: [Pod; 2],
-    flanneld: Vec<Daemon>,
-    _relays: Vec<PlainTunnel>,
+    /// One process on each node.
+    daemons: Vec<Daemon>,
     figures: Vec<Figures>,
 }
 
@@ -107,17 +116,21 @@ fn relayed(name: &'static str, nodes: &[Node]) -> Pair {
     let subnets = [1, 2].map(|number| Ipv4Addr::new(10, 244, number, 0));
     let mut relays = Vec::new();
     for (here, there) in [(0, 1), (1, 0)] {
-        let peers = vec![(subnets[there], nodes[there].address())];
-        relays.push(PlainTunnel::start(&nodes[here], subnets[here], 1472, peers));
+        // A process of its own, as flanneld is.
+        let mut command = nodes[here].command("/proc/self/exe");
+        let peer = [subnets[here], subnets[there], nodes[there].address()];
+        command.arg("relay").arg(nodes[here].address().to_string());
+        command.args(peer.map(|address| address.to_string()));
+        relays.push(Daemon::start(&format!("relay-{here}"), &mut command));
         let [a, b, c, _] = subnets[here].octets();
         let file = format!(
-            "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET={a}.{b}.{c}.1/24\nFLANNEL_MTU=1472\n\
+            "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET={a}.{b}.{c}.1/24\nFLANNEL_MTU={MTU}\n\
              FLANNEL_IPMASQ=true\n"
         );
         fs::write(nodes[here].directory("/run/flannel/subnet.env"), file)
             .expect("the sandbox is writable");
     }
-    Pair { name, pods: pods(name, nodes), flanneld: Vec::new(), _relays: relays, figures: vec![] }
+    Pair { name, pods: pods(name, nodes), daemons: relays, figures: vec![] }
 }
 
 fn leased(name: &'static str, kind: &str, nodes: &[Node]) -> Pair {
@@ -129,13 +142,13 @@ fn leased(name: &'static str, kind: &str, nodes: &[Node]) -> Pair {
         command.args(store.flags()).arg("--ip-masq");
         Daemon::start(&format!("flanneld-{}", node.name()), &mut command)
     };
-    let flanneld: Vec<_> = nodes.iter().map(start).collect();
+    let daemons: Vec<_> = nodes.iter().map(start).collect();
     for node in nodes {
         wait::until("there is a subnet file", || {
             node.subnet_file().map(|_| ()).ok_or(String::new())
         });
     }
-    Pair { name, pods: pods(name, nodes), flanneld, _relays: Vec::new(), figures: vec![] }
+    Pair { name, pods: pods(name, nodes), daemons, figures: vec![] }
 }
 
 fn pods(name: &str, nodes: &[Node]) -> [Pod; 2] {
@@ -169,11 +182,11 @@ impl Pair {
         }
     }
 
-    /// Of this process, with the ends of the streams and the simple relays, and of flanneld.
+    /// Of this process, which has the ends of the streams, and of the processes on the nodes.
     fn cpu_time(&self) -> Duration {
         let own = fs::read_to_string("/proc/self/stat");
         let daemons =
-            self.flanneld.iter().map(|d| fs::read_to_string(format!("/proc/{}/stat", d.pid())));
+            self.daemons.iter().map(|d| fs::read_to_string(format!("/proc/{}/stat", d.pid())));
         std::iter::once(own).chain(daemons).flatten().map(|stat| ticks(&stat)).sum()
     }
 }

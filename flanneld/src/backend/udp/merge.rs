@@ -11,6 +11,8 @@ use super::packet::{
 const SEGMENT_MAX: usize = 65_535;
 /// So many packets are in a segment at most; a segment of full packets has about 46.
 pub(super) const PACKETS_MAX: usize = 512;
+/// The kernel takes no more of UDP (`UDP_MAX_SEGMENTS`, before it became 128).
+const DATAGRAMS_MAX: usize = 64;
 
 /// A flow's packets that follow each other; the bytes stay where they are.
 #[derive(Clone, Copy, Debug)]
@@ -62,7 +64,11 @@ impl Run {
 
     /// Takes in a packet if it continues the run that began with `first`.
     pub(super) fn take(&mut self, first: &Packet<'_>, packet: &Packet<'_>) -> bool {
-        if self.closed || self.count == PACKETS_MAX {
+        let count_max = match self.transport {
+            Transport::Tcp => PACKETS_MAX,
+            Transport::Udp => DATAGRAMS_MAX,
+        };
+        if self.closed || self.count == count_max {
             return false;
         }
         let Some(member) = Member::of(packet) else { return false };
