@@ -32,13 +32,22 @@ pub struct PlainTunnel {
 /// A subnet of 256 addresses, and the underlay address of the node that has it.
 pub type Peer = (Ipv4Addr, Ipv4Addr);
 
+/// What becomes of packets to the underlay on their way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Impairment {
+    /// Every so many packets, one is lost; 0 is never.
+    pub lose_every: usize,
+    /// Every so many packets, one is overtaken by the next; 0 is never.
+    pub hold_every: usize,
+}
+
 impl PlainTunnel {
     /// Makes `flannel0` on a node that has the subnet `own`/24 of 10.244.0.0/16, and starts to
     /// carry packets.
     ///
     /// # Panics
     /// If the device or the socket cannot be made.
-    pub fn start(node: &Node, own: Ipv4Addr, mtu: u16, peers: Vec<Peer>) -> Self {
+    pub fn start(node: &Node, own: Ipv4Addr, mtu: u16, peers: Vec<Peer>, way: Impairment) -> Self {
         let address = node.address();
         let open = move || -> Result<(File, UdpSocket)> {
             let socket = UdpSocket::bind((address, PORT))?;
@@ -52,10 +61,10 @@ impl PlainTunnel {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let thread = node.namespace().spawn(move || {
-            let mut relay = Relay { device, socket, peers, buffer: vec![0; usize::from(mtu)] };
+            let mut relay = Relay::new(device, socket, peers, mtu, way);
             while !stopped.load(Ordering::Relaxed) {
                 relay.wait();
-                while relay.to_underlay() | relay.to_device() {}
+                while relay.forward() | relay.deliver() {}
             }
         });
         Self { stop, thread: Some(thread) }
@@ -87,10 +96,10 @@ pub fn run(address: Ipv4Addr, own: Ipv4Addr, mtu: u16, peer: Peer) -> ! {
     ] {
         program::run(program::installed("ip").args(arguments.split(' ')));
     }
-    let mut relay = Relay { device, socket, peers: vec![peer], buffer: vec![0; usize::from(mtu)] };
+    let mut relay = Relay::new(device, socket, vec![peer], mtu, Impairment::default());
     loop {
         relay.wait();
-        while relay.to_underlay() | relay.to_device() {}
+        while relay.forward() | relay.deliver() {}
     }
 }
 
@@ -99,9 +108,17 @@ struct Relay {
     socket: UdpSocket,
     peers: Vec<Peer>,
     buffer: Vec<u8>,
+    way: Impairment,
+    count: usize,
+    held: Option<(Vec<u8>, Ipv4Addr)>,
 }
 
 impl Relay {
+    fn new(device: File, socket: UdpSocket, peers: Vec<Peer>, mtu: u16, way: Impairment) -> Self {
+        let buffer = vec![0; usize::from(mtu)];
+        Self { device, socket, peers, buffer, way, count: 0, held: None }
+    }
+
     fn wait(&self) {
         let interest = |fd| PollFd::new(fd, PollFlags::POLLIN);
         let mut fds = [interest(self.device.as_fd()), interest(self.socket.as_fd())];
@@ -109,7 +126,7 @@ impl Relay {
         let _readiness = poll(&mut fds, PollTimeout::from(100_u8));
     }
 
-    fn to_underlay(&mut self) -> bool {
+    fn forward(&mut self) -> bool {
         let Ok(len) = self.device.read(&mut self.buffer) else { return false };
         let packet = &mut self.buffer[..len];
         let Some(destination) = packet.get(16..19) else { return true };
@@ -119,12 +136,29 @@ impl Relay {
         {
             // As with flannel, the one in use is found first.
             self.peers.swap(0, index);
-            let _lost = self.socket.send_to(packet, (self.peers[0].1, PORT));
+            self.send(len);
         }
         true
     }
 
-    fn to_device(&mut self) -> bool {
+    fn send(&mut self, len: usize) {
+        let (packet, to) = (&self.buffer[..len], self.peers[0].1);
+        self.count += 1;
+        let is_turn = |every: usize| every > 0 && self.count.is_multiple_of(every);
+        if is_turn(self.way.lose_every) {
+            return;
+        }
+        if is_turn(self.way.hold_every) && self.held.is_none() {
+            self.held = Some((packet.to_vec(), to));
+            return;
+        }
+        let _lost = self.socket.send_to(packet, (to, PORT));
+        if let Some((packet, to)) = self.held.take() {
+            let _lost = self.socket.send_to(&packet, (to, PORT));
+        }
+    }
+
+    fn deliver(&mut self) -> bool {
         match self.socket.recv(&mut self.buffer) {
             Ok(len) => {
                 let packet = &mut self.buffer[..len];

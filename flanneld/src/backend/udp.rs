@@ -95,9 +95,13 @@ impl Udp {
     }
 
     fn sysctls(&self) -> BTreeMap<Sysctl, String> {
+        let set = |key, value: &str| (key, value.to_owned());
         // Without an address (mode 1 is none), the kernel looks for no IPv6 routers in the tunnel.
-        let no_address = (Sysctl::ipv6(self.device, "addr_gen_mode"), "1".to_owned());
-        self.has_ipv6.then_some(no_address).into_iter().collect()
+        let no_address = set(Sysctl::ipv6(self.device, "addr_gen_mode"), "1");
+        // What we tell senders by ICMP comes from the address of the device. Packets of others with
+        // that source do not get this far.
+        let own_address = set(Sysctl::ipv4(self.device, "accept_local"), "1");
+        self.has_ipv6.then_some(no_address).into_iter().chain([own_address]).collect()
     }
 
     fn admit(&self, own: &LeaseKey, peer: &Peer<'_>) -> Result<(), Reason> {
@@ -142,10 +146,8 @@ impl Backend for Udp {
         let mut last: Option<&LeaseKey> = None;
         for peer in peers {
             let overlapped = last.filter(|other| other.ipv4.overlaps(peer.subnet.ipv4));
-            let admitted = self.admit(own, peer).and_then(|()| match overlapped {
-                Some(other) => Err(Reason::OverlapsPeer(*other)),
-                None => Ok(()),
-            });
+            let overlapped = overlapped.map(|other| Reason::OverlapsPeer(*other));
+            let admitted = self.admit(own, peer).and(overlapped.map_or(Ok(()), Err));
             match admitted {
                 Ok(()) => {
                     last = Some(peer.subnet);

@@ -1,19 +1,23 @@
 //! The threads that carry packets, and what they share.
 //!
-//!     pods ─▶ flannel0 ─queue─▶ outbound thread ─▶ UDP socket ─▶ underlay     } a lane,
-//!     pods ◀─ flannel0 ◀─queue─ inbound thread ◀── UDP socket ◀── underlay    } several of them
+//!     pods ─▶ flannel0 ─queue─▶ Outbound ─▶ UDP socket ─▶ underlay     } a lane,
+//!     pods ◀─ flannel0 ◀─queue─ Inbound ◀── UDP socket ◀── underlay    } several of them
 //!
 //!     applier thread: Forwarding ─▶ Routing, published whole ─▶ all threads
 //!
-//! Each lane has its own queue of the device and its own socket; the kernel spreads flows over the
+//! Each lane has a thread, a queue of the device and a socket of its own; the kernel spreads flows over the
 //! queues and peers over the sockets. The threads end with the program. The device stays.
 
+use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::{io, thread};
+use std::thread;
+use std::time::Duration;
 
 use fabric::link_name::LinkName;
 use ipnetwork::Ipv4Network;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tracing::{info, trace};
 
 use super::counters::Drops;
@@ -26,6 +30,8 @@ use super::tun::{Offload, Queue};
 
 /// More lanes than this would only cost memory: one carries several gigabits a second.
 const LANES_MAX: usize = 8;
+/// After an error that may stay: the device is gone until it is made anew.
+const ERROR_PAUSE: Duration = Duration::from_millis(5);
 
 /// What shall be carried where.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,7 +65,7 @@ pub(crate) enum DataPathError {
     Thread(#[source] io::Error),
 }
 
-/// A queue of the device and a socket; one thread for each direction.
+/// A queue of the device, a socket, and the thread that carries packets between them.
 #[derive(Debug)]
 pub(super) struct Lane {
     pub(super) queue: Queue,
@@ -75,6 +81,29 @@ pub(crate) struct DataPath {
     published: Arc<Published>,
     drops: Arc<Drops>,
     reported: String,
+}
+
+impl Lane {
+    /// Carries packets as long as the program runs, in both directions in turn.
+    ///
+    /// One thread for both, because replies usually follow requests: it is awake already, and on
+    /// the right processor.
+    fn carry(&self, mut outbound: Outbound, mut inbound: Inbound) {
+        loop {
+            let (there, back) = (outbound.step(), inbound.step());
+            if let (Err(there), Err(back)) = (there, back) {
+                let nothing = [there, back].iter().all(|e| e.kind() == ErrorKind::WouldBlock);
+                if nothing { self.wait() } else { thread::park_timeout(ERROR_PAUSE) }
+            }
+        }
+    }
+
+    fn wait(&self) {
+        let interest = |fd| PollFd::new(fd, PollFlags::POLLIN);
+        let mut fds = [interest(self.queue.as_fd()), interest(self.socket.as_fd())];
+        // What is there is found by reading; what is wrong too.
+        let _readiness = poll(&mut fds, PollTimeout::NONE);
+    }
 }
 
 impl DataPath {
@@ -100,13 +129,16 @@ impl DataPath {
         let published = Arc::new(Published::new(routing(&forwarding, None)));
         for (index, (lane, offload, features)) in lanes.iter().enumerate() {
             let view = || View::new(Arc::clone(&published));
-            // Each is made by its own thread, because its buffers point into each other.
-            let (carried, peers, features) = (Arc::clone(lane), view(), *features);
-            let outbound = move || Outbound::new(carried, peers, features).run();
-            spawn(format!("udp-out-{index}"), outbound)?;
-            let (carried, peers, offload) = (Arc::clone(lane), view(), *offload);
-            let inbound = move || Inbound::new(carried, peers, offload).run();
-            spawn(format!("udp-in-{index}"), inbound)?;
+            let (lane, features, offload) = (Arc::clone(lane), *features, *offload);
+            let (there, back) = (view(), view());
+            // Both are made by their thread, because their buffers point into each other.
+            let carry = move || {
+                let outbound = Outbound::new(Arc::clone(&lane), there, features);
+                let inbound = Inbound::new(Arc::clone(&lane), back, offload);
+                lane.carry(outbound, inbound);
+            };
+            let thread = thread::Builder::new().name(format!("udp-{index}"));
+            thread.spawn(carry).map_err(DataPathError::Thread)?;
         }
         if let Some((_, offload, features)) = lanes.first() {
             let Features { cuts, merges } = features;
@@ -155,11 +187,6 @@ fn open_lane(
     let (socket, features) = socket.map_err(|source| DataPathError::Socket { address, source })?;
     let lane = Lane { queue, socket, drops: Arc::clone(drops) };
     Ok((Arc::new(lane), offload, features))
-}
-
-fn spawn(name: String, work: impl FnOnce() + Send + 'static) -> Result<(), DataPathError> {
-    let thread = thread::Builder::new().name(name).spawn(work);
-    thread.map(drop).map_err(DataPathError::Thread)
 }
 
 /// Counters of peers that stay are carried over.

@@ -1,11 +1,10 @@
 //! From the underlay to the device.
 
-use std::io::ErrorKind;
+use std::io;
 use std::net::SocketAddrV4;
 use std::ops::Range;
 use std::sync::Arc;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::counters::Drop;
 use super::datapath::Lane;
@@ -17,10 +16,7 @@ use super::routing::View;
 use super::socket::Receiver;
 use super::tun::Offload;
 
-/// After an error of the socket, so that one that stays does not keep a processor busy.
-const SOCKET_PAUSE: Duration = Duration::from_millis(10);
-
-/// One receiving thread.
+/// The receiving half of a lane.
 pub(super) struct Inbound {
     lane: Arc<Lane>,
     view: View,
@@ -40,21 +36,18 @@ impl Inbound {
         Self { lane, view, offload, receiver: Receiver::new(), run: None, pieces, limit }
     }
 
-    /// Carries packets as long as the program runs.
-    pub(super) fn run(mut self) {
-        loop {
-            match self.receiver.receive(&self.lane.socket) {
-                Ok(count) => {
-                    self.view.refresh();
-                    for index in 0..count {
-                        self.accept_message(index);
-                    }
-                    self.flush();
-                }
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(_) => thread::park_timeout(SOCKET_PAUSE),
-            }
+    /// Carries the packets that are there.
+    ///
+    /// # Errors
+    /// With `WouldBlock` if there is none.
+    pub(super) fn step(&mut self) -> io::Result<()> {
+        let count = self.receiver.receive(&self.lane.socket)?;
+        self.view.refresh();
+        for index in 0..count {
+            self.accept_message(index);
         }
+        self.flush();
+        Ok(())
     }
 
     fn accept_message(&mut self, index: usize) {

@@ -1,11 +1,10 @@
 //! From the device to the underlay.
 
-use std::io::ErrorKind;
+use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::ops::Range;
 use std::sync::Arc;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::batch::Batch;
 use super::counters::Drop;
@@ -16,10 +15,7 @@ use super::packet::{Packet, decrement_ttl};
 use super::routing::View;
 use super::socket::{Features, Sender, path_mtu};
 
-/// How long to wait for a device that is gone.
-const DEVICE_PAUSE: Duration = Duration::from_millis(10);
-
-/// One sending thread.
+/// The sending half of a lane.
 pub(super) struct Outbound {
     lane: Arc<Lane>,
     view: View,
@@ -35,32 +31,22 @@ impl Outbound {
         Self { lane, view, batch: Batch::new(), sender, limit }
     }
 
-    /// Carries packets as long as the program runs.
-    pub(super) fn run(mut self) {
-        loop {
-            self.batch.clear(self.sender.segments_max());
-            match self.lane.queue.read(self.batch.room(), true) {
-                Ok(len) => {
-                    self.view.refresh();
-                    self.accept(len);
-                    self.accept_what_is_there();
-                    self.flush();
-                }
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                // It comes back, and this queue with it.
-                Err(_) => thread::park_timeout(DEVICE_PAUSE),
-            }
+    /// Carries the packets that are there. Never waits for more: a single one leaves at once.
+    ///
+    /// # Errors
+    /// With `WouldBlock` if there is none.
+    pub(super) fn step(&mut self) -> io::Result<()> {
+        self.batch.clear(self.sender.segments_max());
+        let len = self.lane.queue.read(self.batch.room())?;
+        self.view.refresh();
+        self.accept(len);
+        while self.batch.has_room()
+            && let Ok(len) = self.lane.queue.read(self.batch.room())
+        {
+            self.accept(len);
         }
-    }
-
-    /// Never waits: a single packet leaves at once.
-    fn accept_what_is_there(&mut self) {
-        while self.batch.has_room() {
-            match self.lane.queue.read(self.batch.room(), false) {
-                Ok(len) => self.accept(len),
-                Err(_) => return,
-            }
-        }
+        self.flush();
+        Ok(())
     }
 
     fn accept(&mut self, len: usize) {
@@ -135,10 +121,18 @@ impl Outbound {
         }
         let mut buffer = [0; ANSWER_MAX];
         if let Some(len) = icmp::answer(message, routing.address(), &packet, &mut buffer) {
-            let written = self.lane.queue.write(VnetHeader::default(), &buffer, &[0..len]);
-            // Nobody waits for it.
-            let _best_effort = written;
+            self.deliver(&buffer[..len]);
         }
+    }
+
+    /// Hands an answer to this node, for whoever it is for.
+    fn deliver(&self, answer: &[u8]) {
+        // Nobody waits for it.
+        let _best_effort = self.lane.queue.write(
+            VnetHeader::default(),
+            answer,
+            std::slice::from_ref(&(0..answer.len())),
+        );
     }
 
     fn flush(&mut self) {
@@ -182,7 +176,7 @@ impl Outbound {
         let mut buffer = [0; ANSWER_MAX];
         let answer = Message::TooBig(mtu);
         if let Some(len) = icmp::answer(answer, routing.address(), &packet, &mut buffer) {
-            let _best_effort = self.lane.queue.write(VnetHeader::default(), &buffer, &[0..len]);
+            self.deliver(&buffer[..len]);
         }
     }
 }

@@ -141,7 +141,7 @@ mod tests {
         Endpoint { subnet, address: address.into(), traffic: Arc::default() }
     }
 
-    fn naive<'a>(endpoints: &'a [Endpoint], address: Ipv4Addr) -> Option<&'a Endpoint> {
+    fn naive(endpoints: &[Endpoint], address: Ipv4Addr) -> Option<&Endpoint> {
         let containing = endpoints.iter().filter(|endpoint| endpoint.subnet.contains(address));
         containing.max_by_key(|endpoint| endpoint.subnet.prefix())
     }

@@ -226,7 +226,8 @@ impl Receiver {
         }
     }
 
-    /// Waits for a message, takes those that are there already, and returns how many.
+    /// Takes the messages that are there, and returns how many; fails with `WouldBlock` if there is
+    /// none.
     pub(super) fn receive(&mut self, socket: &UdpSocket) -> io::Result<usize> {
         for (index, chunk) in self.bytes.chunks_exact_mut(RECEIVE_MAX).enumerate() {
             self.vectors[index] =
@@ -247,7 +248,7 @@ impl Receiver {
                 socket.as_raw_fd(),
                 self.headers.as_mut_ptr(),
                 count,
-                libc::MSG_WAITFORONE,
+                libc::MSG_DONTWAIT,
                 std::ptr::null_mut(),
             )
         };
@@ -268,8 +269,10 @@ impl Receiver {
 
     fn segment(&self, index: usize) -> Option<usize> {
         let control = &self.controls[index];
-        let has_one = usize::try_from(self.headers[index].msg_hdr.msg_controllen)
-            .is_ok_and(|len| len >= size_of::<libc::cmsghdr>() + size_of::<libc::c_int>());
+        // The length has another type with musl, and none of the values is negative.
+        let mut shortest = self.headers[index].msg_hdr.msg_controllen;
+        set_len(&mut shortest, size_of::<libc::cmsghdr>() + size_of::<libc::c_int>());
+        let has_one = self.headers[index].msg_hdr.msg_controllen >= shortest;
         let is_segment =
             control.header.cmsg_level == libc::SOL_UDP && control.header.cmsg_type == libc::UDP_GRO;
         let [a, b, c, d, ..] = control.value;

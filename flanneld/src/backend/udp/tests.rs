@@ -38,6 +38,7 @@ fn a_node_has_one_device_and_one_route_for_the_network() {
         "\
 ip tuntap add dev flannel0 mode tun multi_queue vnet_hdr
 ip link set flannel0 mtu 1472
+sysctl -w net/ipv4/conf/flannel0/accept_local=1
 sysctl -w net/ipv6/conf/flannel0/addr_gen_mode=1
 ip address replace 10.244.1.0/32 dev flannel0
 ip link set flannel0 up

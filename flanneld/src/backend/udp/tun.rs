@@ -1,14 +1,15 @@
 //! One queue of the TUN device: packets come and go one per call, each behind a header that says
 //! what is left to do for it.
 
-#![expect(unsafe_code, reason = "ioctl, preadv2, writev and dup3 on a TUN queue")]
+#![expect(unsafe_code, reason = "ioctl, writev and dup3 on a TUN queue")]
 
 use std::io;
 use std::ops::Range;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use fabric::link_name::LinkName;
 use fabric::tun;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use super::merge::PACKETS_MAX;
 use super::offload::{VNET_HEADER, VnetHeader};
@@ -43,6 +44,7 @@ impl Queue {
     /// Opens a queue of a device that is there.
     pub(super) fn open(device: LinkName) -> io::Result<(Self, Offload)> {
         let fd = tun::open_queue(device)?;
+        fcntl(&fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         let len = libc::c_int::try_from(VNET_HEADER).expect("ten is a small number");
         // SAFETY: TUNSETVNETHDRSZ reads one int, which lives until the call returns.
         check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const len) })?;
@@ -73,14 +75,10 @@ impl Queue {
         check(unsafe { libc::dup3(new.fd.as_raw_fd(), self.fd.as_raw_fd(), libc::O_CLOEXEC) })
     }
 
-    /// Reads a packet behind its header into `buffer`, and returns the length of both; waits for
-    /// one if `wait` is set, and fails with `WouldBlock` otherwise.
-    pub(super) fn read(&self, buffer: &mut [u8], wait: bool) -> io::Result<usize> {
-        let piece = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
-        let flags = if wait { 0 } else { libc::RWF_NOWAIT };
-        // SAFETY: the one piece is the buffer, which is ours alone until the call returns.
-        let read = unsafe { libc::preadv2(self.fd.as_raw_fd(), &raw const piece, 1, -1, flags) };
-        usize::try_from(read).map_err(|_| io::Error::last_os_error())
+    /// Reads a packet behind its header into `buffer`, and returns the length of both; fails with
+    /// `WouldBlock` if there is none.
+    pub(super) fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        Ok(nix::unistd::read(&self.fd, buffer)?)
     }
 
     /// Writes the packet whose pieces lie in `bytes`.
@@ -115,6 +113,12 @@ impl Queue {
         // kernel only reads them.
         let written = unsafe { libc::writev(self.fd.as_raw_fd(), vector.as_ptr(), count) };
         if written < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+}
+
+impl AsFd for Queue {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
 

@@ -203,6 +203,7 @@ proptest! {
 
 #[test]
 fn packets_that_differ_stay_apart() {
+    type Change = fn(&mut Vec<u8>);
     let flow = Flow {
         transport: Transport::Tcp,
         options: vec![1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2],
@@ -217,7 +218,7 @@ fn packets_that_differ_stay_apart() {
         count: 2,
         last: 100,
     };
-    let changes: [(&str, fn(&mut Vec<u8>)); 8] = [
+    let changes: [(&str, Change); 8] = [
         ("window", |packet| packet[34] ^= 1),
         ("acknowledgement", |packet| packet[28] ^= 1),
         ("timestamp", |packet| packet[45] ^= 1),
