@@ -172,11 +172,12 @@ impl Reconciler {
             .collect();
         let scope = self.node.backend.scope(&peers);
         let desired = self.node.backend.desired(&own, &peers);
-        let peers = desired.state.routes.len();
+        let peers = peers.len() - desired.left_out.len();
         let wanted = Wanted {
             scope,
             state: desired.state,
             rules: masquerade::desired(self.node.rules, network, IpNetwork::V4(own.ipv4)),
+            forwarding: desired.forwarding,
         };
         self.report_left_out(desired.left_out);
         let outcome = self.node.kernel.make_true(wanted).await;

@@ -21,6 +21,7 @@ pub mod etcd;
 pub mod node;
 pub mod underlay;
 
+pub mod plain_tunnel;
 pub mod pod;
 pub mod runtime;
 pub mod traffic;
