@@ -7,6 +7,7 @@
 pub(crate) mod datapath;
 
 mod counters;
+mod handover;
 mod peers;
 mod routing;
 
