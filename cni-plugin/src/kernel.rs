@@ -73,11 +73,21 @@ pub fn links(names: impl IntoIterator<Item = LinkName>) -> Scope {
 fn pass(socket: &mut Socket, desired: &NetState, observed: &NetState) -> Vec<ApplyError> {
     let plan = diff(&among_others(desired, observed), observed);
     let mut failures = apply(socket, &plan);
-    failures.retain(|failure| is_essential(&failure.op));
+    failures.retain(is_essential);
     failures
 }
 
-/// Some parameters do not exist everywhere, or may not be set, and their defaults are good enough.
-fn is_essential(op: &Op) -> bool {
-    !matches!(op, Op::SetSysctl(key, _) if !attachment::is_essential(key))
+fn is_essential(failure: &ApplyError) -> bool {
+    match &*failure.op {
+        // Some parameters do not exist everywhere, or may not be set. Their defaults do.
+        Op::SetSysctl(key, _) => attachment::is_essential(key),
+        // Another interface of the sandbox leads there already.
+        Op::AddRoute(..) => !already_exists(failure),
+        _ => true,
+    }
+}
+
+fn already_exists(failure: &ApplyError) -> bool {
+    let kind = failure.errno.map(|errno| io::Error::from_raw_os_error(errno).kind());
+    kind == Some(io::ErrorKind::AlreadyExists)
 }

@@ -12,7 +12,7 @@ mod socket;
 pub use apply::{ApplyError, apply};
 pub use interfaces::{DefaultRoute, Interface, InterfaceAddress, Inventory, route_to};
 pub use link_up::LinkMonitor;
-pub use observe::{Routes, Scope, observe};
+pub use observe::{Adopted, Routes, Scope, observe};
 pub use socket::{NetlinkError, Refusal, Socket};
 
 use crate::netstate::NetState;

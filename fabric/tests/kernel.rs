@@ -11,7 +11,8 @@ use fabric::link_name::LinkName;
 use fabric::mac::MacAddr;
 use fabric::mtu::Mtu;
 use fabric::netlink::{
-    Inventory, LinkMonitor, Report, Routes, Scope, Socket, apply, converge, observe, route_to,
+    Adopted, Inventory, LinkMonitor, Report, Routes, Scope, Socket, apply, converge, observe,
+    route_to,
 };
 use fabric::netns::{Netns, NetnsError};
 use fabric::netstate::{
@@ -188,6 +189,31 @@ fn stale_entries_go_and_foreign_ones_stay() {
             assert!(routes.contains(&route[..12]), "{route} is gone:\n{routes}");
         }
         assert!(ip("addr show dev flannel.1").contains("172.20.0.1/32"));
+    });
+}
+
+#[test]
+fn routes_of_the_predecessor_are_told_by_their_next_hops() {
+    sandboxed(|| {
+        underlay();
+        for route in [
+            "10.244.2.0/24 via 198.51.100.2",
+            "10.244.3.0/24 via 198.51.100.3 proto static",
+            "10.244.4.0/24 via 198.51.100.4",
+            "10.99.0.0/24 via 198.51.100.2",
+        ] {
+            ip(&format!("route add {route} dev eth0"));
+        }
+        let gateways = [2, 3].map(|last| IpAddr::from([198, 51, 100, last])).into();
+        let scope = Scope {
+            routes: Routes::OnLinksAndMarked,
+            networks: vec!["10.244.0.0/16".parse().unwrap()],
+            adopted: Some(Adopted { link: name("eth0"), gateways }),
+            ..Scope::default()
+        };
+        let observed = observe(&mut Socket::open().unwrap(), &scope).unwrap();
+        let found: Vec<_> = observed.routes.keys().map(|key| key.destination.to_string()).collect();
+        assert_eq!(found, ["10.244.2.0/24"]);
     });
 }
 

@@ -1,7 +1,9 @@
 //! How packets travel between nodes: what a node publishes, and what its kernel shall look like.
 
+mod host_gw;
+mod peers;
 pub(crate) mod udp;
-pub(crate) mod vxlan;
+mod vxlan;
 
 use std::net::Ipv4Addr;
 
@@ -16,6 +18,7 @@ use crate::config::BackendConfig;
 use crate::external_interface::ExternalInterface;
 use crate::lease::{Attributes, LeaseKey};
 
+use host_gw::HostGw;
 use udp::Udp;
 use udp::datapath::Forwarding;
 use vxlan::Vxlan;
@@ -28,11 +31,11 @@ pub(crate) trait Backend {
     /// Returns the MTU that pods get.
     fn pod_mtu(&self) -> Mtu;
 
-    /// Returns the link that the backend makes.
-    fn device(&self) -> LinkName;
+    /// Returns the link that the backend makes, if it makes one.
+    fn device(&self) -> Option<LinkName>;
 
     /// Returns what belongs to the backend in the kernel.
-    fn scope(&self, network: IpNetwork) -> Scope;
+    fn scope(&self, peers: &[Peer<'_>]) -> Scope;
 
     /// Returns the state that shall be, for a node that holds `own`.
     fn desired(&self, own: &LeaseKey, peers: &[Peer<'_>]) -> Desired;
@@ -69,8 +72,8 @@ pub(crate) enum Reason {
     PublicIp(Ipv4Addr),
     #[error("its public address {0} is ours")]
     OurPublicIp(Ipv4Addr),
-    #[error("its backend is {0:?}, not {1}")]
-    BackendType(String, &'static str),
+    #[error("its backend is {theirs:?}, not {ours:?}")]
+    BackendType { theirs: String, ours: &'static str },
     #[error("its backend data does not decode: {0}")]
     BackendData(String),
     #[error("its Ethernet address is that of {0}")]
@@ -80,7 +83,7 @@ pub(crate) enum Reason {
 /// Why the configuration of a backend cannot be used.
 #[derive(Debug, PartialEq, thiserror::Error)]
 pub(crate) enum BackendError {
-    #[error("Backend.Type {0:?} is not available: want vxlan or udp")]
+    #[error("Backend.Type {0:?} is not available: want vxlan, host-gw or udp")]
     Unknown(String),
     #[error("the options of Backend do not decode")]
     Json(#[from] fabric::json::Error),
@@ -88,6 +91,11 @@ pub(crate) enum BackendError {
     Range { key: &'static str, value: i64, expected: &'static str },
     #[error("Backend.DirectRouting is not available: leave it out or set it to false")]
     DirectRouting,
+    #[error(
+        "host-gw cannot work behind a NAT: other nodes send to {public_ip}, but the interface has \
+         {ip}; use vxlan"
+    )]
+    NotDirect { ip: Ipv4Addr, public_ip: Ipv4Addr },
     #[error("MTU {mtu} leaves no room for pods: {overhead} bytes are added to every packet")]
     Mtu { mtu: u32, overhead: u32 },
 }
@@ -101,41 +109,10 @@ pub(crate) fn configure(
     interface: &ExternalInterface,
     device_mac: impl FnOnce(LinkName) -> fabric::mac::MacAddr,
 ) -> Result<Box<dyn Backend>, BackendError> {
-    match config.kind.as_str() {
-        "vxlan" => {
-            let vxlan = Vxlan::configure(&config.options, network, interface, device_mac)?;
-            Ok(Box::new(vxlan))
-        }
-        "udp" => Ok(Box::new(Udp::configure(&config.options, network, interface)?)),
-        other => Err(BackendError::Unknown(other.to_owned())),
-    }
-}
-
-/// Decides what does not depend on the backend: whether a peer's subnet and address make sense.
-fn admit(
-    network: IpNetwork,
-    own: &LeaseKey,
-    own_public_ip: Ipv4Addr,
-    peer: &Peer<'_>,
-) -> Result<(), Reason> {
-    let subnet = peer.subnet.ipv4;
-    let public_ip = peer.attributes.public_ip;
-    let inside = network.contains(subnet.network().into()) && network.prefix() <= subnet.prefix();
-    if !inside {
-        return Err(Reason::OutsideNetwork(network));
-    }
-    if !peer.subnet.is_network() {
-        return Err(Reason::HostBits);
-    }
-    if peer.subnet.overlaps(own) {
-        return Err(Reason::OverlapsOwn);
-    }
-    if public_ip == own_public_ip {
-        return Err(Reason::OurPublicIp(public_ip));
-    }
-    if can_be_a_node(public_ip) { Ok(()) } else { Err(Reason::PublicIp(public_ip)) }
-}
-
-fn can_be_a_node(ip: Ipv4Addr) -> bool {
-    !(ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || ip.is_broadcast())
+    Ok(match config.kind.as_str() {
+        "vxlan" => Box::new(Vxlan::configure(&config.options, network, interface, device_mac)?),
+        "host-gw" => Box::new(HostGw::configure(network, interface)?),
+        "udp" => Box::new(Udp::configure(&config.options, network, interface)?),
+        other => return Err(BackendError::Unknown(other.to_owned())),
+    })
 }

@@ -1,6 +1,8 @@
 //! What the kernel tells of itself: that something changed, to wake the loop.
 //!
-//!     kernel ──multicast──▶ links(), rules() ──()──▶ reconciler
+//! ```text
+//! kernel ──multicast──▶ links(), rules() ──()──▶ reconciler
+//! ```
 //!
 //! Notifications come on sockets of their own and carry no work: whatever changed is found by
 //! comparing. That some were lost is therefore no more than another notification.
@@ -24,10 +26,10 @@ use tracing::warn;
 /// `NFNLGRP_NFTABLES` of the kernel's `linux/netfilter/nfnetlink.h`, as a bit of the address.
 const NFTABLES_GROUP: u32 = 1 << (7 - 1);
 
-/// Sends a message whenever something changes on the backend's device or on the interface between
-/// nodes, or a route of ours does. Returns only if notifications cannot be had.
+/// Sends a message whenever something changes on the backend's device, if it has one, or on the
+/// interface between nodes, or a route of ours does. Returns only if notifications cannot be had.
 pub(crate) async fn links(
-    device: LinkName,
+    device: Option<LinkName>,
     underlay: LinkName,
     wake: mpsc::Sender<()>,
 ) -> io::Error {
@@ -86,21 +88,22 @@ fn rouse(wake: &mpsc::Sender<()>) {
     let _awake_or_gone = wake.try_send(());
 }
 
-fn concerns(message: &RouteNetlinkMessage, device: LinkName, underlay: LinkName) -> bool {
+fn concerns(message: &RouteNetlinkMessage, device: Option<LinkName>, underlay: LinkName) -> bool {
+    let on_device = |index| device.is_some_and(|device| is(index, device));
     match message {
         RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link) => {
-            is_named(link, device) || is_named(link, underlay)
+            is_named(link, underlay) || device.is_some_and(|device| is_named(link, device))
         }
         RouteNetlinkMessage::NewAddress(address) | RouteNetlinkMessage::DelAddress(address) => {
-            is(address.header.index, device) || is(address.header.index, underlay)
+            is(address.header.index, underlay) || on_device(address.header.index)
         }
         // Neighbours on the underlay come and go all the time.
         RouteNetlinkMessage::NewNeighbour(entry) | RouteNetlinkMessage::DelNeighbour(entry) => {
-            is(entry.header.ifindex, device)
+            on_device(entry.header.ifindex)
         }
         RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
             route.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL)
-                || leaves_by(route).is_some_and(|index| is(index, device))
+                || leaves_by(route).is_some_and(on_device)
         }
         _ => false,
     }

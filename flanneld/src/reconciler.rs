@@ -1,8 +1,10 @@
 //! The loop: keeps the kernel equal to the leases.
 //!
-//!     store ─────────LeaseUpdate──▶ ┐
-//!     renewal ───────Held─────────▶ ├─ table ─ desired() ─▶ kernel ─▶ subnet file, readiness
-//!     kernel, timers ──wake───────▶ ┘
+//! ```text
+//! store ─────────LeaseUpdate──▶ ┐
+//! renewal ───────Held─────────▶ ├─ table ─ desired() ─▶ kernel ─▶ subnet file, readiness
+//! kernel, timers ──wake───────▶ ┘
+//! ```
 //!
 //! An event carries no work: it only causes a pass, which compares everything. A pass that did not
 //! achieve everything is followed by another one, with growing pauses.
@@ -156,10 +158,11 @@ impl Reconciler {
             .peers(&own)
             .map(|(subnet, attributes)| Peer { subnet, attributes })
             .collect();
+        let scope = self.node.backend.scope(&peers);
         let desired = self.node.backend.desired(&own, &peers);
         let peers = peers.len() - desired.left_out.len();
         let wanted = Wanted {
-            scope: self.node.backend.scope(network),
+            scope,
             state: desired.state,
             rules: masquerade::desired(self.node.rules, network, IpNetwork::V4(own.ipv4)),
             forwarding: desired.forwarding,

@@ -2,16 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
 use crate::daemon::Daemon;
 use crate::etcd::Etcd;
-use crate::namespace::Namespace;
 use crate::node::Node;
+use crate::traffic::http_get;
 use crate::underlay::Underlay;
 use crate::{program, wait};
 
@@ -23,7 +22,7 @@ pub const ETCD_PREFIX: &str = "/coreos.com/network";
 
 /// Flags that every flanneld gets: masquerading, and a health port to see that it is ready.
 const FLAGS: [&str; 3] = ["--ip-masq", "--healthz-ip=127.0.0.1", "--healthz-port=8081"];
-const HEALTH: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8081);
+const HEALTH: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8081);
 
 /// Where a cluster keeps its leases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -297,26 +296,4 @@ impl LeaseStore {
             Self::Directory(path) => panic!("the store is {}", path.display()),
         }
     }
-}
-
-/// Asks an HTTP server from inside a namespace; returns status and body.
-///
-/// # Errors
-/// If nobody answers, or not in HTTP.
-pub fn http_get(
-    from: &Namespace,
-    server: SocketAddr,
-    path: &str,
-) -> std::io::Result<(u16, String)> {
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {server}\r\nConnection: close\r\n\r\n");
-    from.inside(move || {
-        let mut stream = TcpStream::connect_timeout(&server, Duration::from_secs(2))?;
-        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        stream.write_all(request.as_bytes())?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
-        let body = answer.split_once("\r\n\r\n").map(|(_, body)| body.trim().to_owned());
-        status.zip(body).ok_or_else(|| std::io::Error::other(format!("not HTTP: {answer:?}")))
-    })
 }

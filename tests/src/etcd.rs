@@ -30,8 +30,6 @@ pub struct Entry {
     pub value: String,
     /// The etcd lease that the key is attached to; 0 for none.
     pub lease: i64,
-    /// The revision of the last change.
-    pub mod_revision: i64,
 }
 
 impl Etcd {
@@ -126,11 +124,6 @@ impl Etcd {
         program::run(self.etcdctl().args(["del", "--", key])).trim() != "0"
     }
 
-    /// Deletes every key under a prefix.
-    pub fn delete_all(&self, prefix: &str) {
-        program::run(self.etcdctl().args(["del", "--prefix", "--", prefix]));
-    }
-
     /// All keys under a prefix.
     ///
     /// # Panics
@@ -139,19 +132,15 @@ impl Etcd {
         let answer = program::run(self.etcdctl().args(["get", "--prefix", "-w", "fields", prefix]));
         // One field a line, as `"Key" : "/a"`; a key's fields follow each other.
         let mut entries = BTreeMap::new();
-        let (mut key, mut mod_revision, mut value) = (String::new(), 0, String::new());
+        let (mut key, mut value) = (String::new(), String::new());
         for (field, text) in answer.lines().filter_map(|line| line.split_once(" : ")) {
-            let number = || text.parse().expect("revisions and leases are numbers");
             match field.trim_matches('"') {
                 "Key" => key = unquote(text),
-                "ModRevision" => mod_revision = number(),
                 "Value" => value = unquote(text),
                 "Lease" => {
-                    let value = std::mem::take(&mut value);
-                    entries.insert(
-                        std::mem::take(&mut key),
-                        Entry { value, lease: number(), mod_revision },
-                    );
+                    let lease = text.parse().expect("a lease is a number");
+                    let entry = Entry { value: std::mem::take(&mut value), lease };
+                    entries.insert(std::mem::take(&mut key), entry);
                 }
                 _ => {}
             }

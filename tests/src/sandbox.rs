@@ -86,6 +86,10 @@ pub fn sandbox_command(program: impl AsRef<Path>) -> Command {
         match unsafe { fork() }? {
             ForkResult::Child => die_with_parent(),
             ForkResult::Parent { child } => {
+                // The pipes of other tests came along with the fork. This process never executes a
+                // program, which would close them, and those tests would wait for it to end.
+                // SAFETY: nothing of this process uses a descriptor any more.
+                unsafe { libc::close_range(3, libc::c_uint::MAX, 0) };
                 let code = loop {
                     match waitpid(child, None) {
                         Ok(WaitStatus::Exited(_, code)) => break code,

@@ -100,6 +100,24 @@ pub fn source_seen_by(from: &Namespace, to: &Namespace, address: Ipv4Addr) -> Re
     connected.and(client)
 }
 
+/// Asks an HTTP server from inside a namespace; returns status and body.
+///
+/// # Errors
+/// If nobody answers, or not in HTTP.
+pub fn http_get(from: &Namespace, server: SocketAddr, path: &str) -> Result<(u16, String)> {
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {server}\r\nConnection: close\r\n\r\n");
+    from.inside(move || {
+        let mut stream = TcpStream::connect_timeout(&server, TIMEOUT)?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
+        stream.write_all(request.as_bytes())?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
+        let body = answer.split_once("\r\n\r\n").map(|(_, body)| body.trim().to_owned());
+        status.zip(body).ok_or_else(|| Error::other(format!("not HTTP: {answer:?}")))
+    })
+}
+
 /// A flow of numbered UDP datagrams at a steady rate.
 #[derive(Debug)]
 pub struct Flow {

@@ -16,26 +16,13 @@ const INTERVAL: Duration = Duration::from_millis(10);
 /// # Panics
 /// After [`PATIENCE`].
 #[track_caller]
-pub fn until<T>(wanted: &str, look: impl FnMut() -> Result<T, String>) -> T {
-    until_within(PATIENCE, wanted, look)
-}
-
-/// Waits until `look` finds what is wanted, and returns it.
-///
-/// # Panics
-/// After `time_max`.
-#[track_caller]
-pub fn until_within<T>(
-    time_max: Duration,
-    wanted: &str,
-    mut look: impl FnMut() -> Result<T, String>,
-) -> T {
+pub fn until<T>(wanted: &str, mut look: impl FnMut() -> Result<T, String>) -> T {
     let start = Instant::now();
     loop {
         match look() {
             Ok(found) => return found,
-            Err(instead) if start.elapsed() > time_max => {
-                panic!("waited {time_max:?} for: {wanted}; there is instead: {instead}")
+            Err(instead) if start.elapsed() > PATIENCE => {
+                panic!("waited {PATIENCE:?} for: {wanted}; there is instead: {instead}")
             }
             Err(_) => park_timeout(INTERVAL),
         }

@@ -7,14 +7,14 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use flannel_tests::cluster::{Cluster, ETCD_PREFIX, LeaseStore, STOCK_NETWORK, Store, http_get};
+use flannel_tests::cluster::{Cluster, ETCD_PREFIX, LeaseStore, STOCK_NETWORK, Store};
 use flannel_tests::daemon::Daemon;
 use flannel_tests::etcd::Etcd;
 use flannel_tests::node::Node;
 use flannel_tests::pod::{self, Pod};
 use flannel_tests::program;
 use flannel_tests::sandbox::sandboxed;
-use flannel_tests::traffic::{Flow, ping};
+use flannel_tests::traffic::{Flow, http_get, ping};
 use flannel_tests::underlay::Underlay;
 use flannel_tests::wait;
 

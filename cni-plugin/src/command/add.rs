@@ -28,6 +28,9 @@ use crate::state::StateFile;
 /// How long the kernel may take to open the attachment's port of the bridge. A few milliseconds are
 /// usual.
 const PORT_PATIENCE: Duration = Duration::from_secs(5);
+/// How long to wait for the bridge itself. Where somebody turned on its spanning tree protocol, that
+/// takes half a minute, so it is no error.
+const BRIDGE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Attaches the container.
 ///
@@ -92,10 +95,12 @@ fn connect(
     if let Some(rules) = &desired.filter {
         packet_filter::ensure(&mut Nft::open()?, rules)?;
     }
-    // Whatever the pod sends before would be lost, and not be sent again for a second.
+    // Whatever is sent before would be lost, and ARP tries again only after a second.
     if !monitor.wait_until_up(host, veth, PORT_PATIENCE)? {
         return Err(KernelError::PortDown(veth).into());
     }
+    // A bridge that had no other port only starts now.
+    let _is_up = monitor.wait_until_up(host, bridge.name, BRIDGE_PATIENCE)?;
     Ok(before)
 }
 

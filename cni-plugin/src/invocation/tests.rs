@@ -1,5 +1,7 @@
 use std::collections::BTreeMap;
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::error::{Error, Failure};
 
@@ -201,5 +203,29 @@ fn documents_have_the_version_of_the_configuration_if_possible() {
         let lookup = |name: &str| case.variables.get(name).map(|value| (*value).to_owned());
         let invocation = Invocation::collect(lookup, case.config.as_bytes()).unwrap();
         assert_eq!(invocation.version(), expected, "{config}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_input_makes_it_panic(
+        command in prop::sample::select(Command::ALL.map(Command::as_str).to_vec()),
+        value in ".{0,20}",
+        config in prop::collection::vec(any::<u8>(), 0..80),
+    ) {
+        let variable = |name: &str| {
+            Some(if name == "CNI_COMMAND" { command.to_owned() } else { value.clone() })
+        };
+        let _ = Invocation::collect(variable, config.as_slice()).and_then(Invocation::request);
+    }
+
+    #[test]
+    fn what_is_accepted_is_safe_in_a_path(text in ".{0,20}") {
+        if let Some(id) = Id::new(&text) {
+            prop_assert_eq!(id.as_str(), text.as_str());
+            let path = std::path::Path::new("/d").join(&text);
+            prop_assert_eq!(path.parent(), Some(std::path::Path::new("/d")));
+            prop_assert!(!text.starts_with('.'));
+        }
     }
 }

@@ -1,3 +1,4 @@
+use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
@@ -154,4 +155,22 @@ fn a_malformed_result_is_named() {
 fn an_empty_gateway_is_none() {
     let result = json!({"ips": [{"address": "10.1.2.5/24", "gateway": ""}]});
     assert_eq!(AddResult::decode(Version::V1_0_0, result).unwrap().ips[0].gateway, None);
+}
+
+proptest! {
+    #[test]
+    fn addresses_survive_every_version(
+        v4 in prop::option::of((any::<u32>(), 0..=32_u8)),
+        v6 in (any::<u128>(), 0..=128_u8),
+        version in prop::sample::select(Version::ALL.to_vec()),
+    ) {
+        let v4 = v4.map(|(ip, length)| IpNetwork::new(IpAddr::V4(ip.into()), length).unwrap());
+        let v6 = IpNetwork::new(IpAddr::V6(v6.0.into()), v6.1).unwrap();
+        let ips = v4.into_iter().chain([v6]);
+        let ips = ips.map(|address| Ip { interface: None, address, gateway: Some(address.ip()) });
+        let result = AddResult { ips: ips.collect(), ..AddResult::default() };
+        let text = result.encode(version).unwrap();
+        let read = AddResult::decode(version, serde_json::from_str(&text).unwrap());
+        prop_assert_eq!(read, Ok(result));
+    }
 }

@@ -45,8 +45,28 @@ pub struct Scope {
     /// The networks outside of which addresses and routes are somebody else's, unless a route on
     /// one of the links carries our mark. None means that everything is ours.
     pub networks: Vec<IpNetwork>,
+    /// Routes of somebody else that count as ours.
+    pub adopted: Option<Adopted>,
     /// The kernel parameters.
     pub sysctls: BTreeSet<Sysctl>,
+}
+
+/// Routes as the predecessor made them: of protocol `boot`, inside the networks of the scope.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Adopted {
+    /// The link they leave by.
+    pub link: LinkName,
+    /// The next hops they may have.
+    pub gateways: BTreeSet<IpAddr>,
+}
+
+impl Adopted {
+    fn covers(&self, route: &Route) -> bool {
+        const BOOT: u8 = 3;
+        route.link == self.link
+            && route.protocol == BOOT
+            && route.via.is_some_and(|via| self.gateways.contains(&via))
+    }
 }
 
 /// Which routes to read. Those that the kernel made itself are left out.
@@ -71,7 +91,27 @@ impl Scope {
             fdb: !desired.fdb.is_empty(),
             routes: if desired.routes.is_empty() { Routes::None } else { Routes::OnLinks },
             networks: Vec::new(),
+            adopted: None,
             sysctls: desired.sysctls.keys().cloned().collect(),
+        }
+    }
+
+    /// Whether a route can be of interest although it leaves by another link.
+    fn may_be_elsewhere(&self, message: &RouteMessage) -> bool {
+        match message.header.protocol {
+            RouteProtocol::Other(ROUTE_PROTOCOL) => self.routes == Routes::OnLinksAndMarked,
+            RouteProtocol::Boot => self.adopted.is_some(),
+            _ => false,
+        }
+    }
+
+    fn has(&self, key: &RouteKey, route: &Route) -> bool {
+        let on_link = self.links.contains(&route.link);
+        let marked = route.protocol == ROUTE_PROTOCOL;
+        let adopted = || self.adopted.as_ref().is_some_and(|adopted| adopted.covers(route));
+        match self.is_inside(key.destination) {
+            true => on_link || marked || adopted(),
+            false => on_link && marked,
         }
     }
 
@@ -377,17 +417,11 @@ fn observe_routes(
         for row in socket.dump("routes", &RouteNetlinkMessage::GetRoute(request))? {
             let RouteNetlinkMessage::NewRoute(message) = row else { continue };
             let Some(index) = output_interface(&message) else { continue };
-            let marked = message.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL);
-            let everywhere = scope.routes == Routes::OnLinksAndMarked;
-            if everywhere && marked && !names.contains_key(&index) {
+            if scope.may_be_elsewhere(&message) && !names.contains_key(&index) {
                 names.extend(socket.name_of(index)?.map(|name| (index, name)));
             }
             let route = names.get(&index).and_then(|link| decode_route(&message, *link));
-            let is_ours = |(key, route): &(RouteKey, Route)| {
-                let on_link = scope.links.contains(&route.link);
-                scope.is_inside(key.destination) || (on_link && marked)
-            };
-            routes.extend(route.filter(is_ours));
+            routes.extend(route.filter(|(key, route)| scope.has(key, route)));
         }
     }
     Ok(routes)

@@ -36,7 +36,8 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use self::datapath::Forwarding;
-use super::{Backend, BackendError, Desired, Peer, Reason};
+use super::peers::{This, admit};
+use super::{Backend, BackendError, Desired, Peer};
 use crate::external_interface::ExternalInterface;
 use crate::lease::LeaseKey;
 
@@ -104,14 +105,6 @@ impl Udp {
         let own_address = set(Sysctl::ipv4(self.device, "accept_local"), "1");
         self.has_ipv6.then_some(no_address).into_iter().chain([own_address]).collect()
     }
-
-    fn admit(&self, own: &LeaseKey, peer: &Peer<'_>) -> Result<(), Reason> {
-        super::admit(self.network, own, self.public_ip, peer)?;
-        match peer.attributes.backend_type.as_str() {
-            "" => Ok(()),
-            other => Err(Reason::BackendType(other.to_owned(), "udp, which has no type")),
-        }
-    }
 }
 
 impl Backend for Udp {
@@ -123,16 +116,16 @@ impl Backend for Udp {
         self.mtu
     }
 
-    fn device(&self) -> LinkName {
-        self.device
+    fn device(&self) -> Option<LinkName> {
+        Some(self.device)
     }
 
-    fn scope(&self, network: IpNetwork) -> Scope {
+    fn scope(&self, _peers: &[Peer<'_>]) -> Scope {
         Scope {
             links: BTreeSet::from([self.device]),
             addresses: true,
             routes: Routes::OnLinksAndMarked,
-            networks: vec![network],
+            networks: vec![self.network],
             sysctls: self.sysctls().into_keys().collect(),
             ..Scope::default()
         }
@@ -140,29 +133,21 @@ impl Backend for Udp {
 
     fn desired(&self, own: &LeaseKey, peers: &[Peer<'_>]) -> Desired {
         let link = self.device;
-        let mut desired = Desired::default();
+        let Self { network, public_ip, .. } = *self;
+        let this = This { network, own, public_ip, backend_type: "" };
+        let admitted = admit(this, peers, |_| Ok(()));
+        let mut desired = Desired { left_out: admitted.left_out, ..Desired::default() };
         let mut forwarding =
             Forwarding { device: link, listen: self.listen, own: own.ipv4, peers: Vec::new() };
-        // In the order of their subnets, so that an overlapping one follows what it overlaps.
-        let mut last: Option<&LeaseKey> = None;
-        for peer in peers {
-            let overlapped = last.filter(|other| other.ipv4.overlaps(peer.subnet.ipv4));
-            let overlapped = overlapped.map(|other| Reason::OverlapsPeer(*other));
-            let admitted = self.admit(own, peer).and(overlapped.map_or(Ok(()), Err));
-            match admitted {
-                Ok(()) => {
-                    last = Some(peer.subnet);
-                    forwarding.peers.push((peer.subnet.ipv4, peer.attributes.public_ip));
-                }
-                Err(reason) => desired.left_out.push((*peer.subnet, reason)),
-            }
+        for (peer, ()) in admitted.peers {
+            forwarding.peers.push((peer.subnet.ipv4, peer.attributes.public_ip));
         }
         let device = Link { mtu: Some(self.mtu), ..Link::up(LinkKind::Tun) };
         desired.state.links.insert(link, device);
         let ip = IpNetwork::new(own.ipv4.network().into(), 32).expect("32 bits fit");
         desired.state.addresses.insert(Address { link, ip });
         let route = Route { link, via: None, onlink: false, protocol: ROUTE_PROTOCOL };
-        desired.state.routes.insert(RouteKey::main(self.network), route);
+        desired.state.routes.insert(RouteKey::main(network), route);
         desired.state.sysctls = self.sysctls();
         desired.forwarding = Some(forwarding);
         desired

@@ -20,9 +20,10 @@ use ipnetwork::IpNetwork;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::peers::{This, admit};
 use super::{Backend, BackendError, Desired, Peer, Reason};
 use crate::external_interface::ExternalInterface;
-use crate::lease::{Attributes, LeaseKey};
+use crate::lease::LeaseKey;
 
 /// Outer IPv4, UDP, VXLAN and inner Ethernet headers: 20 + 8 + 8 + 14 bytes.
 const OVERHEAD: u32 = 50;
@@ -101,15 +102,17 @@ impl Vxlan {
         Ok(Self { network, device, link, mtu, mac, public_ip, vni, has_ipv6 })
     }
 
-    /// Decides whether a peer's lease can be used, and returns its Ethernet address.
-    fn admit(&self, own: &LeaseKey, peer: &Peer<'_>) -> Result<MacAddr, Reason> {
-        let Attributes { backend_type, backend_data, .. } = peer.attributes;
-        if backend_type != "vxlan" {
-            return Err(Reason::BackendType(backend_type.clone(), "vxlan"));
+    /// Returns a peer's Ethernet address, if no other has it.
+    fn mac_of(
+        &self,
+        peer: &Peer<'_>,
+        taken: &BTreeMap<MacAddr, LeaseKey>,
+    ) -> Result<MacAddr, Reason> {
+        let mac = decode_mac(peer.attributes.backend_data.as_ref()).map_err(Reason::BackendData)?;
+        if mac == self.mac {
+            return Err(Reason::SameMac("this node".to_owned()));
         }
-        super::admit(self.network, own, self.public_ip, peer)?;
-        let mac = mac_of(backend_data.as_ref()).map_err(Reason::BackendData)?;
-        if mac == self.mac { Err(Reason::SameMac("this node".to_owned())) } else { Ok(mac) }
+        taken.get(&mac).map_or(Ok(mac), |other| Err(Reason::SameMac(other.to_string())))
     }
 }
 
@@ -125,13 +128,15 @@ impl Options {
         }
     }
 
-    /// The option is the MTU of the network between nodes, not that of pods.
+    /// The option is the MTU of the network between nodes, not that of pods. What the interface
+    /// cannot carry would be lost, so that it counts where it is smaller.
     fn underlay_mtu(&self, interface: Mtu) -> Result<Mtu, BackendError> {
         match self.mtu {
             None | Some(0) => Ok(interface),
             Some(mtu) => {
                 let wrong = self.out_of_range("MTU", Some(mtu), "118 to 65535");
-                u32::try_from(mtu).ok().and_then(Mtu::new).ok_or(wrong)
+                let mtu = u32::try_from(mtu).ok().and_then(Mtu::new).ok_or(wrong)?;
+                Ok(mtu.min(interface))
             }
         }
     }
@@ -155,43 +160,35 @@ impl Backend for Vxlan {
         self.mtu
     }
 
-    fn device(&self) -> LinkName {
-        self.device
+    fn device(&self) -> Option<LinkName> {
+        Some(self.device)
     }
 
-    fn scope(&self, network: IpNetwork) -> Scope {
+    fn scope(&self, _peers: &[Peer<'_>]) -> Scope {
         Scope {
             links: BTreeSet::from([self.device]),
             addresses: true,
             neighbours: true,
             fdb: true,
             routes: Routes::OnLinksAndMarked,
-            networks: vec![network],
+            networks: vec![self.network],
+            adopted: None,
             sysctls: self.sysctls().into_keys().collect(),
         }
     }
 
     fn desired(&self, own: &LeaseKey, peers: &[Peer<'_>]) -> Desired {
-        let mut desired = Desired::default();
-        let mut macs = BTreeMap::new();
-        // In the order of their subnets, so that an overlapping one follows what it overlaps.
-        let mut last: Option<&LeaseKey> = None;
-        for peer in peers {
-            let overlapped = last.filter(|other| other.ipv4.overlaps(peer.subnet.ipv4));
-            let admitted =
-                self.admit(own, peer).and_then(|mac| match (overlapped, macs.get(&mac)) {
-                    (Some(other), _) => Err(Reason::OverlapsPeer(*other)),
-                    (None, Some(other)) => Err(Reason::SameMac(format!("{other}"))),
-                    (None, None) => Ok(mac),
-                });
-            match admitted {
-                Ok(mac) => {
-                    macs.insert(mac, *peer.subnet);
-                    last = Some(peer.subnet);
-                    self.add_peer(peer, mac, &mut desired.state);
-                }
-                Err(reason) => desired.left_out.push((*peer.subnet, reason)),
-            }
+        let (network, public_ip) = (self.network, self.public_ip);
+        let this = This { network, own, public_ip, backend_type: "vxlan" };
+        let mut taken = BTreeMap::new();
+        let admitted = admit(this, peers, |peer| {
+            let mac = self.mac_of(peer, &taken)?;
+            taken.insert(mac, *peer.subnet);
+            Ok(mac)
+        });
+        let mut desired = Desired { left_out: admitted.left_out, ..Desired::default() };
+        for (peer, mac) in &admitted.peers {
+            self.add_peer(peer, *mac, &mut desired.state);
         }
         desired.state.links.insert(self.device, self.link.clone());
         let ip = IpNetwork::new(own.ipv4.network().into(), 32).expect("32 bits fit");
@@ -218,7 +215,7 @@ impl Vxlan {
     }
 }
 
-fn mac_of(data: Option<&Value>) -> Result<MacAddr, String> {
+fn decode_mac(data: Option<&Value>) -> Result<MacAddr, String> {
     let data = data.ok_or("there is none")?;
     let data: PeerData =
         fabric::json::from_value(data.clone()).map_err(|error| error.to_string())?;

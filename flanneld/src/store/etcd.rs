@@ -276,7 +276,10 @@ impl EtcdStore {
                             return (from, false);
                         }
                     }
-                    from = response.header().map_or(from, |header| header.revision() + 1);
+                    // Not the revision of the response: that of the first one, which only says that
+                    // the watch exists, may be ahead of changes that have not been told yet.
+                    let told = response.events().iter().filter_map(|event| event.kv());
+                    from = told.map(|kv| kv.mod_revision() + 1).fold(from, i64::max);
                 }
                 Ok(None) => return (from, false),
                 Err(error) => {

@@ -92,7 +92,7 @@ fn peers_are_who_speaks_this_way_and_makes_sense() {
         [
             "10.243.0.0-24: its subnet is not inside the network 10.244.0.0/16",
             "10.244.2.128-25: its subnet overlaps that of 10.244.2.0-24",
-            "10.244.3.0-24: its backend is \"vxlan\", not udp, which has no type",
+            "10.244.3.0-24: its backend is \"vxlan\", not \"\"",
             "10.244.4.0-24: its public address 0.0.0.0 cannot be that of a node",
             "10.244.5.0-24: its public address 203.0.113.1 is ours",
         ]

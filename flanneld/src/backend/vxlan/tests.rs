@@ -1,7 +1,7 @@
 use fabric::plan::diff;
 
 use super::*;
-use crate::lease::wire;
+use crate::lease::{Attributes, wire};
 
 fn interface() -> ExternalInterface {
     ExternalInterface {
@@ -56,18 +56,20 @@ ip route add 10.244.2.0/24 via 10.244.2.0 dev flannel.1 proto 199 onlink
 
 #[test]
 fn options_shape_the_device() {
-    let options = json!({"vni": 4096, "PORT": 4789, "MTU": 9000, "Learning": true, "GBP": true});
+    let options = json!({"vni": 4096, "PORT": 4789, "MTU": 1400, "Learning": true, "GBP": true});
     let vxlan = configure(options).unwrap();
     let own = key("10.244.1.0-24");
     let plan = diff(&vxlan.desired(&own, &[]).state, &NetState::default()).to_string();
     assert!(
         plan.starts_with(
-            "ip link add flannel.4096 address 02:00:00:00:00:01 mtu 8950 type vxlan id 4096 \
+            "ip link add flannel.4096 address 02:00:00:00:00:01 mtu 1350 type vxlan id 4096 \
              local 198.51.100.1 dev eth0 dstport 4789 learning gbp\n"
         ),
         "{plan}"
     );
-    assert_eq!(vxlan.pod_mtu(), Mtu::new(8950).unwrap());
+    assert_eq!(vxlan.pod_mtu(), Mtu::new(1350).unwrap());
+    let jumbo = configure(json!({"MTU": 9000})).unwrap();
+    assert_eq!(jumbo.pod_mtu(), Mtu::new(1450).unwrap());
     let (kind, data) = vxlan.published();
     assert_eq!(kind, "vxlan");
     assert_eq!(data.unwrap().to_string(), r#"{"VNI":4096,"VtepMAC":"02:00:00:00:00:01"}"#);
@@ -100,7 +102,7 @@ fn a_peer_that_makes_no_sense_is_left_out_and_the_others_stay() {
     let good = |subnet: &str, last: u8| (key(subnet), attributes(last, &mac(last)));
     let mut other_backend = good("10.244.9.0-24", 9);
     other_backend.1.backend_type = "host-gw".to_owned();
-    let mut no_data = good("10.244.10.0-24", 10);
+    let mut no_data = good("10.244.16.0-24", 10);
     no_data.1.backend_data = None;
     let mut no_address = good("10.244.11.0-24", 11);
     no_address.1.public_ip = Ipv4Addr::UNSPECIFIED;
@@ -116,9 +118,9 @@ fn a_peer_that_makes_no_sense_is_left_out_and_the_others_stay() {
         (key("10.244.6.0-22"), attributes(6, &mac(6))),
         (key("10.244.8.0-22"), attributes(8, &mac(8))),
         other_backend,
-        no_data,
         no_address,
         ours,
+        no_data,
         (key("0.0.0.0-0"), attributes(30, &mac(30))),
         good("10.244.20.0-24", 40),
     ];
@@ -138,10 +140,10 @@ fn a_peer_that_makes_no_sense_is_left_out_and_the_others_stay() {
              one station",
             "10.244.5.0-24: its Ethernet address is that of this node",
             "10.244.6.0-22: its key has host bits",
-            "10.244.9.0-24: its backend is \"host-gw\", not vxlan",
-            "10.244.10.0-24: its backend data does not decode: there is none",
+            "10.244.9.0-24: its backend is \"host-gw\", not \"vxlan\"",
             "10.244.11.0-24: its public address 0.0.0.0 cannot be that of a node",
             "10.244.12.0-24: its public address 203.0.113.1 is ours",
+            "10.244.16.0-24: its backend data does not decode: there is none",
             "0.0.0.0-0: its subnet is not inside the network 10.244.0.0/16",
         ]
     );
