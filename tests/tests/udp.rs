@@ -1,13 +1,20 @@
 //! The udp backend: nodes that carry packets themselves, among each other and with peers that
 //! speak the plain wire.
 
+#![expect(unsafe_code, reason = "a supervisor passes descriptors between fork and exec")]
 #![expect(clippy::print_stdout, reason = "helpers of tests are tests")]
 
 use std::fs;
+use std::io::IoSliceMut;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixDatagram;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::time::Duration;
 
 use flannel_tests::cluster::{Cluster, Store};
+use flannel_tests::daemon::Daemon;
 use flannel_tests::namespace::Namespace;
 use flannel_tests::node::Node;
 use flannel_tests::plain_tunnel::{Impairment, PORT, PlainTunnel};
@@ -15,6 +22,8 @@ use flannel_tests::pod::{self, Pod};
 use flannel_tests::sandbox::sandboxed;
 use flannel_tests::traffic::{Flow, ping, source_seen_by, tcp_stream};
 use flannel_tests::wait;
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 
 const NETWORK: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"udp"}}"#;
 
@@ -305,11 +314,18 @@ fn the_device_comes_back_and_packets_with_it() {
     sandboxed(|| {
         let cluster = cluster(2);
         let pods = pods(&cluster, 1);
-        cluster.node(1).ip("link delete flannel0");
-        wait_for(&pods[0], &pods[1]);
-        cluster.node(1).ip("link set flannel0 down");
-        wait_for(&pods[0], &pods[1]);
-        stream(&pods[0], &pods[1]);
+        let (from, to) = (&pods[0], &pods[1]);
+        let flow = Flow::start(from.namespace(), to.namespace(), to.address(), 500).unwrap();
+        for change in ["link delete flannel0", "link set flannel0 down", "route flush dev flannel0"]
+        {
+            cluster.node(1).ip(change);
+            let before = flow.received();
+            wait::until_true("the flow goes on", || flow.received() > before + 200);
+        }
+        let report = flow.finish().unwrap();
+        println!("{report}");
+        assert!(report.gap_max < Duration::from_secs(1), "{report}");
+        stream(from, to);
     });
 }
 
@@ -331,4 +347,118 @@ fn a_killed_node_agent_is_back_after_a_short_gap() {
         // The device was there all the time.
         assert!(cluster.node(1).ip("link show flannel0").contains("LOWER_UP"));
     });
+}
+
+#[test]
+fn a_restart_under_a_supervisor_loses_nothing() {
+    sandboxed(|| {
+        let supervisor = Supervisor::listen();
+        let mut cluster = Cluster::unconfigured(2, Store::Directory);
+        cluster.store().configure(NETWORK);
+        cluster.start(2);
+        let start = |cluster: &Cluster, kept: &[(String, OwnedFd)]| {
+            supervisor.start(cluster.node(1), &cluster.flanneld_command(1), kept)
+        };
+        let mut flanneld = start(&cluster, &[]);
+        cluster.wait_until_ready(2);
+        let node = cluster.node(1).clone();
+        let is_ready = || node.subnet_file().map(|_| ()).ok_or_else(String::new);
+        wait::until("there is a subnet file", is_ready);
+        let pods = pods(&cluster, 1);
+        let kept = supervisor.kept();
+        assert!(kept.len() >= 2, "{kept:?}");
+        let flows = [(0, 1), (1, 0)].map(|(from, to)| {
+            let (from, to): (&Pod, &Pod) = (&pods[from], &pods[to]);
+            Flow::start(from.namespace(), to.namespace(), to.address(), 500).unwrap()
+        });
+        let go_on = || {
+            let before: Vec<_> = flows.iter().map(Flow::received).collect();
+            wait::until_true("the flows go on", || {
+                flows.iter().zip(&before).all(|(flow, before)| flow.received() > before + 200)
+            });
+        };
+        go_on();
+        for _ in 0..2 {
+            flanneld.terminate();
+            flanneld = start(&cluster, &kept);
+            go_on();
+        }
+        flanneld.kill();
+        let _flanneld = start(&cluster, &kept);
+        go_on();
+        for flow in flows {
+            let report = flow.finish().unwrap();
+            println!("{report}");
+            assert_eq!(report.lost(), 0, "{report}");
+        }
+    });
+}
+
+/// Keeps descriptors for a program, as systemd does.
+struct Supervisor(UnixDatagram);
+
+const NOTIFY_SOCKET: &str = "/run/supervisor";
+
+impl Supervisor {
+    fn listen() -> Self {
+        let socket = UnixDatagram::bind(NOTIFY_SOCKET).expect("the sandbox is writable");
+        socket.set_nonblocking(true).expect("sockets can be");
+        Self(socket)
+    }
+
+    /// The same command with what was kept as descriptors from 3 on.
+    fn start(&self, node: &Node, command: &Command, kept: &[(String, OwnedFd)]) -> Daemon {
+        let names: Vec<_> = kept.iter().map(|(name, _)| name.as_str()).collect();
+        let fds: Vec<_> = kept.iter().map(|(_, fd)| fd.as_raw_fd()).collect();
+        let mut shell = node.command("/bin/sh");
+        shell.args(["-c", "export LISTEN_PID=$$; exec \"$0\" \"$@\""]);
+        shell.arg(command.get_program()).args(command.get_args());
+        shell.env("NOTIFY_SOCKET", NOTIFY_SOCKET).env("LISTEN_FDNAMES", names.join(":"));
+        shell.env("LISTEN_FDS", fds.len().to_string());
+        let pass = move || {
+            for (fd, place) in fds.iter().zip(3..) {
+                // SAFETY: dup2 takes two numbers; what was at the second is of no use after exec.
+                unsafe { libc::dup2(*fd, place) };
+            }
+            Ok(())
+        };
+        // SAFETY: the closure only makes system calls.
+        unsafe { shell.pre_exec(pass) };
+        Daemon::start("supervised", &mut shell)
+    }
+
+    /// What the program has asked to be kept.
+    fn kept(&self) -> Vec<(String, OwnedFd)> {
+        let mut kept = Vec::new();
+        while let Some((text, fds)) = self.receive() {
+            let name = text.lines().find_map(|line| line.strip_prefix("FDNAME=")).unwrap_or("");
+            if text.starts_with("FDSTOREREMOVE=1") {
+                kept.retain(|(other, _)| other != name);
+            }
+            kept.extend(fds.into_iter().map(|fd| (name.to_owned(), fd)));
+        }
+        kept
+    }
+
+    fn receive(&self) -> Option<(String, Vec<OwnedFd>)> {
+        let mut text = [0; 256];
+        let mut rights = nix::cmsg_space!([RawFd; 1]);
+        let mut parts = [IoSliceMut::new(&mut text)];
+        let (socket, flags) = (self.0.as_raw_fd(), MsgFlags::MSG_CMSG_CLOEXEC);
+        let message = recvmsg::<()>(socket, &mut parts, Some(&mut rights), flags).ok()?;
+        let len = message.bytes;
+        let mut fds = Vec::new();
+        for control in message.cmsgs().expect("there is room for one") {
+            let ControlMessageOwned::ScmRights(passed) = control else { continue };
+            for fd in passed {
+                // SAFETY: the descriptor came with the message and is nobody else's.
+                let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+                // Out of the way of those that a new program begins with.
+                let high = fcntl(&fd, FcntlArg::F_DUPFD_CLOEXEC(100)).expect("few are open");
+                // SAFETY: it was just made.
+                fds.push(unsafe { OwnedFd::from_raw_fd(high) });
+            }
+        }
+        Some((String::from_utf8_lossy(&text[..len]).into_owned(), fds))
+    }
 }

@@ -7,6 +7,7 @@
 pub(crate) mod datapath;
 
 mod counters;
+mod handover;
 mod peers;
 mod routing;
 
@@ -144,7 +145,7 @@ impl Backend for Udp {
         let ip = IpNetwork::new(own.ipv4.network().into(), 32).expect("32 bits fit");
         desired.state.addresses.insert(Address { link, ip });
         let route = Route { link, via: None, onlink: false, protocol: ROUTE_PROTOCOL };
-        desired.state.routes.insert(RouteKey::main(self.network), route);
+        desired.state.routes.insert(RouteKey::main(network), route);
         desired.state.sysctls = self.sysctls();
         desired.forwarding = Some(forwarding);
         desired

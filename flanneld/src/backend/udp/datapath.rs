@@ -10,7 +10,7 @@
 
 use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -21,6 +21,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tracing::{info, trace};
 
 use super::counters::Drops;
+use super::handover::{self, Kept};
 use super::inbound::Inbound;
 use super::outbound::Outbound;
 use super::peers::{Endpoint, PeerTable};
@@ -124,7 +125,11 @@ impl DataPath {
     fn start(forwarding: Forwarding) -> Result<Self, DataPathError> {
         let count = thread::available_parallelism().map_or(1, usize::from).min(LANES_MAX);
         let drops = Arc::default();
-        let lanes: Result<Vec<_>, _> = (0..count).map(|_| open_lane(&forwarding, &drops)).collect();
+        let Kept { queues, sockets } = handover::take();
+        let (mut queues, mut sockets) = (queues.into_iter(), sockets.into_iter());
+        let lanes: Result<Vec<_>, _> = (0..count)
+            .map(|_| open_lane(&forwarding, &drops, queues.next(), sockets.next()))
+            .collect();
         let lanes = lanes?;
         let published = Arc::new(Published::new(routing(&forwarding, None)));
         for (index, (lane, offload, features)) in lanes.iter().enumerate() {
@@ -145,15 +150,25 @@ impl DataPath {
             info!(lanes = count, ?offload, cuts, merges, "packets are carried");
         }
         let lanes = lanes.into_iter().map(|(lane, ..)| lane).collect();
-        Ok(Self { forwarding, lanes, published, drops, reported: String::new() })
+        let this = Self { forwarding, lanes, published, drops, reported: String::new() };
+        this.keep();
+        Ok(this)
+    }
+
+    fn keep(&self) {
+        handover::keep(self.lanes.iter().map(|lane| (lane.queue.as_fd(), lane.socket.as_fd())));
     }
 
     /// Takes up peers that are new, and the device if it was made anew.
     fn make_true(&mut self, forwarding: Forwarding) -> Result<(), DataPathError> {
         let device = forwarding.device;
-        for lane in self.lanes.iter().filter(|lane| !lane.queue.is_attached()) {
-            let reattached = lane.queue.reattach(device);
-            reattached.map_err(|source| DataPathError::Queue { device, source })?;
+        let mut lost = self.lanes.iter().filter(|lane| !lane.queue.is_attached()).peekable();
+        if lost.peek().is_some() {
+            for lane in lost {
+                let reattached = lane.queue.reattach(device);
+                reattached.map_err(|source| DataPathError::Queue { device, source })?;
+            }
+            self.keep();
         }
         if self.forwarding != forwarding {
             let before = self.published.current();
@@ -179,11 +194,16 @@ impl DataPath {
 fn open_lane(
     forwarding: &Forwarding,
     drops: &Arc<Drops>,
+    queue: Option<OwnedFd>,
+    socket: Option<OwnedFd>,
 ) -> Result<(Arc<Lane>, Offload, Features), DataPathError> {
     let (device, address) = (forwarding.device, forwarding.listen);
-    let queue = Queue::open(device);
+    // What a predecessor left may be of a device that is gone, or of another address.
+    let adopted = queue.and_then(|fd| Queue::adopt(fd, device).ok());
+    let queue = adopted.map_or_else(|| Queue::open(device), Ok);
     let (queue, offload) = queue.map_err(|source| DataPathError::Queue { device, source })?;
-    let socket = socket::open(address);
+    let adopted = socket.and_then(|fd| socket::adopt(fd, address).ok());
+    let socket = adopted.map_or_else(|| socket::open(address), Ok);
     let (socket, features) = socket.map_err(|source| DataPathError::Socket { address, source })?;
     let lane = Lane { queue, socket, drops: Arc::clone(drops) };
     Ok((Arc::new(lane), offload, features))

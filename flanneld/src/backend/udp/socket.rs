@@ -4,9 +4,9 @@
 #![expect(unsafe_code, reason = "sendmmsg and recvmmsg with control messages")]
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::ops::Range;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrIn, bind, setsockopt, socket, sockopt,
@@ -34,6 +34,21 @@ pub(super) struct Features {
 pub(super) fn open(address: SocketAddrV4) -> io::Result<(UdpSocket, Features)> {
     let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     setsockopt(&socket, sockopt::ReusePort, &true)?;
+    bind(socket.as_raw_fd(), &SockaddrIn::from(address))?;
+    prepare(socket.into())
+}
+
+/// Takes over a socket from our predecessor, if it has this address.
+pub(super) fn adopt(fd: OwnedFd, address: SocketAddrV4) -> io::Result<(UdpSocket, Features)> {
+    let socket = UdpSocket::from(fd);
+    if socket.local_addr()? == SocketAddr::V4(address) {
+        prepare(socket)
+    } else {
+        Err(io::Error::from_raw_os_error(libc::EADDRNOTAVAIL))
+    }
+}
+
+fn prepare(socket: UdpSocket) -> io::Result<(UdpSocket, Features)> {
     // Above the limit of the system if we may, up to it otherwise.
     if setsockopt(&socket, sockopt::RcvBufForce, &BUFFER).is_err() {
         setsockopt(&socket, sockopt::RcvBuf, &BUFFER)?;
@@ -43,8 +58,7 @@ pub(super) fn open(address: SocketAddrV4) -> io::Result<(UdpSocket, Features)> {
     }
     let cuts = setsockopt(&socket, sockopt::UdpGsoSegment, &0).is_ok();
     let merges = setsockopt(&socket, sockopt::UdpGroSegment, &true).is_ok();
-    bind(socket.as_raw_fd(), &SockaddrIn::from(address))?;
-    Ok((UdpSocket::from(socket), Features { cuts, merges }))
+    Ok((socket, Features { cuts, merges }))
 }
 
 /// Returns what fits the way to an address, as far as the kernel has learned.

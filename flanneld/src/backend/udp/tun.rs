@@ -43,7 +43,19 @@ pub(super) struct Queue {
 impl Queue {
     /// Opens a queue of a device that is there.
     pub(super) fn open(device: LinkName) -> io::Result<(Self, Offload)> {
-        let fd = tun::open_queue(device)?;
+        Self::prepare(tun::open_queue(device)?)
+    }
+
+    /// Takes over a queue from our predecessor, if it is one of this device.
+    pub(super) fn adopt(fd: OwnedFd, device: LinkName) -> io::Result<(Self, Offload)> {
+        let (queue, offload) = Self::prepare(fd)?;
+        match queue.device() {
+            Some(name) if name == device => Ok((queue, offload)),
+            _ => Err(io::Error::from_raw_os_error(libc::EBADFD)),
+        }
+    }
+
+    fn prepare(fd: OwnedFd) -> io::Result<(Self, Offload)> {
         fcntl(&fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         let len = libc::c_int::try_from(VNET_HEADER).expect("ten is a small number");
         // SAFETY: TUNSETVNETHDRSZ reads one int, which lives until the call returns.
@@ -62,10 +74,18 @@ impl Queue {
 
     /// Whether the device is still there.
     pub(super) fn is_attached(&self) -> bool {
+        self.device().is_some()
+    }
+
+    fn device(&self) -> Option<LinkName> {
         // SAFETY: the structure is of integers and unions of such, for all of which zero is valid.
         let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
         // SAFETY: TUNGETIFF writes one ifreq, which lives until the call returns.
-        unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::TUNGETIFF, &raw mut request) == 0 }
+        check(unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::TUNGETIFF, &raw mut request) })
+            .ok()?;
+        let name = request.ifr_name.map(|byte| byte.to_ne_bytes()[0]);
+        let name = name.split(|byte| *byte == 0).next()?;
+        std::str::from_utf8(name).ok()?.parse().ok()
     }
 
     /// Becomes a queue of the device that is there now, for every thread that uses this one.
