@@ -183,9 +183,6 @@ impl Keeper {
         answer: Answer,
         draw: impl FnOnce(usize) -> usize,
     ) {
-        if !matches!(answer, Answer::Silence | Answer::Waited) {
-            self.pause = PAUSE_MIN;
-        }
         let phase = std::mem::replace(&mut self.phase, Phase::Listing);
         self.phase = match (phase, answer) {
             (Phase::Waiting { then, .. }, _) => match then {
@@ -414,7 +411,7 @@ impl Keeper {
         if let Some(until) = self.not_before.filter(|until| now < *until) {
             return Phase::Waiting { until, then: Then::Renew };
         }
-        self.not_before = None;
+        (self.not_before, self.pause) = (None, PAUSE_MIN);
         let Some(held) = &mut self.held else { return Phase::Listing };
         held.expires = left.map(|left| asked + left);
         held.confirmed = Some(asked + self.timing.alive_for);
