@@ -74,13 +74,12 @@ impl Made {
         result: &AddResult,
     ) -> Result<Self, String> {
         let netns = netns.to_string_lossy();
-        let mut named = result.interfaces.iter().enumerate();
-        let (index, interface) = named
-            .find(|(_, one)| one.name == attachment.if_name.as_str() && !one.sandbox.is_empty())
-            .ok_or_else(String::new)?;
-        if interface.sandbox != netns {
-            return Err(interface.sandbox.clone());
-        }
+        let named =
+            |one: &&Interface| one.name == attachment.if_name.as_str() && !one.sandbox.is_empty();
+        let elsewhere = || result.interfaces.iter().find(named).map(|one| one.sandbox.clone());
+        let (index, interface) = (result.interfaces.iter().enumerate())
+            .find(|(_, one)| named(one) && one.sandbox == netns)
+            .ok_or_else(|| elsewhere().unwrap_or_default())?;
         let mac = |interface: &Interface| interface.mac.parse().ok();
         let on_host = || result.interfaces.iter().filter(|one| one.sandbox.is_empty());
         let ours = on_host().find(|one| one.name == host_veth(attachment).as_str());

@@ -101,9 +101,9 @@ impl Bridge {
         let raw: RawBridge =
             json::from_value(delegate.clone().into()).map_err(BridgeError::Json)?;
         raw.check_masquerade_backend()?;
-        let name = raw.bridge.as_deref().unwrap_or("cni0");
+        let name = raw.bridge.as_deref().map_or_else(|| Ok(default_name()), str::parse);
         Ok(Self {
-            name: name.parse().map_err(BridgeError::Name)?,
+            name: name.map_err(BridgeError::Name)?,
             gateway: match (raw.is_default_gateway, raw.is_gateway) {
                 (true, _) => Gateway::Default,
                 (false, true) => Gateway::OfSubnet,
@@ -187,6 +187,11 @@ impl RawHostLocal {
 
 fn range_set(ranges: Vec<RawRange>) -> Result<RangeSet, RangeError> {
     ranges.into_iter().map(|range| Range::of(range.subnet)).collect::<Result<_, _>>().map(RangeSet)
+}
+
+/// Returns the name of the bridge where nothing is configured.
+pub fn default_name() -> LinkName {
+    "cni0".parse().expect("four letters and digits are a name")
 }
 
 /// Returns the directory where `host-local` keeps what it handed out.

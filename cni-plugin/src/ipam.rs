@@ -4,6 +4,7 @@
 pub mod range;
 pub mod store;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::Path;
 
@@ -110,13 +111,15 @@ fn take(
     Ok((Ip { interface: None, address: range.in_subnet(ip), gateway }, reservation))
 }
 
-/// Gives back whatever the attachment has.
+/// Gives back whatever the attachment has, and returns it.
 ///
 /// # Errors
 /// If the store cannot be used.
-pub fn release(data_dir: &Path, attachment: &Attachment) -> Result<(), StoreError> {
-    let Some(store) = Store::existing(data_dir, &attachment.network) else { return Ok(()) };
-    store.lock()?.release(&Owner::of(attachment)).map(drop)
+pub fn release(data_dir: &Path, attachment: &Attachment) -> Result<BTreeSet<IpAddr>, StoreError> {
+    match Store::existing(data_dir, &attachment.network) {
+        Some(store) => store.lock()?.release(&Owner::of(attachment)),
+        None => Ok(BTreeSet::new()),
+    }
 }
 
 #[cfg(test)]

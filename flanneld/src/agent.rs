@@ -1,6 +1,8 @@
 //! The life of the agent: what is read at the start, and what then runs side by side.
 //!
-//!     configuration ─▶ interface ─▶ backend ─▶ lease ─▶ { watch, renewal, kernel, reconciler }
+//! ```text
+//! configuration ─▶ interface ─▶ backend ─▶ lease ─▶ { watch, renewal, kernel, reconciler }
+//! ```
 //!
 //! What can heal is waited for; what cannot ends the start with one line. Nothing that was made in
 //! the kernel is removed at the end.

@@ -1,6 +1,8 @@
 //! The thread that reads and writes kernel state, on one socket of its own.
 //!
-//!     reconciler ──Wanted──▶ observe, compare, apply ──Outcome──▶ reconciler
+//! ```text
+//! reconciler ──Wanted──▶ observe, compare, apply ──Outcome──▶ reconciler
+//! ```
 
 use std::sync::mpsc as blocking;
 use std::thread;

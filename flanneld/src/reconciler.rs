@@ -1,8 +1,10 @@
 //! The loop: keeps the kernel equal to the leases.
 //!
-//!     store ─────────LeaseUpdate──▶ ┐
-//!     renewal ───────Held─────────▶ ├─ table ─ desired() ─▶ kernel ─▶ subnet file, readiness
-//!     kernel, timers ──wake───────▶ ┘
+//! ```text
+//! store ─────────LeaseUpdate──▶ ┐
+//! renewal ───────Held─────────▶ ├─ table ─ desired() ─▶ kernel ─▶ subnet file, readiness
+//! kernel, timers ──wake───────▶ ┘
+//! ```
 //!
 //! An event carries no work: it only causes a pass, which compares everything. A pass that did not
 //! achieve everything is followed by another one, with growing pauses.

@@ -252,6 +252,13 @@ fn an_attachment_is_found_in_the_result_of_the_list() {
         result.ips.push(Ip { interface: Some(3), ..ip("10.9.2.5/24", "10.9.2.1") });
     });
     assert_eq!(found(&others), Ok(expected.clone()));
+    let same_name = result(|result| {
+        let mut other = result.interfaces[2].clone();
+        other.sandbox = "/run/netns/y".to_owned();
+        result.interfaces.insert(0, other);
+        result.ips[0].interface = Some(3);
+    });
+    assert_eq!(found(&same_name).map(|made| made.mac), Ok(expected.mac));
     let of_go_plugin = result(|result| result.interfaces[1].name = "veth0a1b2c3d".to_owned());
     let foreign_veth = Some("veth0a1b2c3d".parse().unwrap());
     assert_eq!(found(&of_go_plugin), Ok(Made { foreign_veth, ..expected }));

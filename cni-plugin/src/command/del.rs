@@ -1,18 +1,21 @@
 //! DEL: removes an attachment, whatever is left of it and of what is known about it.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use fabric::link_name::LinkName;
-use fabric::netlink::{Socket, observe};
+use fabric::netlink::{Socket, apply, observe};
 use fabric::netns::Netns;
 use fabric::netstate::LinkKind;
 use fabric::packet_filter;
 use fabric::packet_filter::nft::Nft;
+use fabric::plan::{Op, Plan};
 use fabric::subnet_file::SubnetFile;
 use serde_json::{Map, Value};
 
 use crate::attachment::{self, host_veth};
-use crate::bridge::{host_local_directory, lookup};
+use crate::bridge::{default_name, host_local_directory, lookup};
 use crate::error::Error;
 use crate::invocation::{Attachment, Call};
 use crate::ipam;
@@ -33,14 +36,16 @@ pub fn run(call: &Call, netns: Option<&Path>) -> Result<(), Error> {
     let state = file.read_for(&attachment.network);
     let remains = Remains::of(conf, &state);
     let is_known = state != State::Missing;
-    remove_host_veth(&mut Socket::open().map_err(KernelError::from)?, attachment)?;
+    let mut host = Socket::open().map_err(KernelError::from)?;
+    remove_host_veth(&mut host, attachment)?;
     if let Some(sandbox) = sandbox.filter(|_| is_known) {
         remove_interface(&sandbox, attachment.if_name)?;
     }
     // Not before the interface is gone: the next pod would have the address of a living one.
     let rules = if remains.masquerade { remove_rules(attachment) } else { Ok(()) };
-    ipam::release(&remains.data_dir, attachment)?;
+    let addresses = ipam::release(&remains.data_dir, attachment)?;
     rules?;
+    forget_neighbours(&mut host, remains.bridge, addresses);
     // What is known stays until all is done.
     if is_known { Ok(file.remove()?) } else { Ok(()) }
 }
@@ -82,11 +87,20 @@ fn remove_interface(sandbox: &Netns, if_name: LinkName) -> Result<(), Error> {
     Ok(sandbox::inside(sandbox, remove)??)
 }
 
+/// The next pod with the address may have another Ethernet address, if the Go plugin makes it or made
+/// this one. The kernel would find that out too, but only after seconds.
+fn forget_neighbours(host: &mut Socket, bridge: LinkName, addresses: BTreeSet<IpAddr>) {
+    let ops = addresses.into_iter().map(|ip| Op::DelNeighbour(bridge, ip)).collect();
+    let _not_worth_a_failure = apply(host, &Plan { ops });
+}
+
 /// What must be known to remove what is not in the sandbox.
 #[derive(Debug, PartialEq, Eq)]
 struct Remains {
     /// Where the addresses are noted.
     data_dir: PathBuf,
+    /// The bridge that the host's end was a port of.
+    bridge: LinkName,
     /// Whether there may be rules.
     masquerade: bool,
 }
@@ -99,6 +113,7 @@ impl Remains {
                 let ipam = lookup(delegate, &["ipam"]).and_then(Value::as_object);
                 Self {
                     data_dir: data_dir(ipam.unwrap_or(&Map::new())),
+                    bridge: bridge(delegate),
                     masquerade: masquerades(delegate).unwrap_or(false),
                 }
             }
@@ -107,6 +122,7 @@ impl Remains {
                     || SubnetFile::read(&conf.subnet_file).is_ok_and(|file| file.ip_masq);
                 Self {
                     data_dir: data_dir(&conf.ipam),
+                    bridge: bridge(&conf.delegate),
                     masquerade: masquerades(&conf.delegate).unwrap_or_else(|| !by_agent()),
                 }
             }
@@ -116,6 +132,11 @@ impl Remains {
 
 fn data_dir(ipam: &Map<String, Value>) -> PathBuf {
     host_local_directory(lookup(ipam, &["dataDir"]).and_then(Value::as_str).unwrap_or_default())
+}
+
+fn bridge(delegate: &Map<String, Value>) -> LinkName {
+    let configured = lookup(delegate, &["bridge"]).and_then(Value::as_str);
+    configured.and_then(|name| name.parse().ok()).unwrap_or_else(default_name)
 }
 
 fn masquerades(delegate: &Map<String, Value>) -> Option<bool> {
@@ -131,19 +152,21 @@ mod tests {
     #[test]
     fn what_add_was_done_with_counts() {
         let mut conf = NetConf { subnet_file: PathBuf::from("/nonexistent"), ..NetConf::default() };
-        let delegate = json!({"IPMasq": false, "ipam": {"dataDir": "/run/pods"}});
+        let delegate = json!({"bridge": "br0", "IPMasq": false, "ipam": {"dataDir": "/run/pods"}});
         let delegate = State::Delegate(delegate.as_object().unwrap().clone());
-        let expected = Remains { data_dir: PathBuf::from("/run/pods"), masquerade: false };
-        assert_eq!(Remains::of(&conf, &delegate), expected);
+        let remains = |data_dir: &str, bridge: &str, masquerade| Remains {
+            data_dir: PathBuf::from(data_dir),
+            bridge: bridge.parse().unwrap(),
+            masquerade,
+        };
+        assert_eq!(Remains::of(&conf, &delegate), remains("/run/pods", "br0", false));
 
-        let expected =
-            Remains { data_dir: PathBuf::from("/var/lib/cni/networks"), masquerade: true };
+        let expected = remains("/var/lib/cni/networks", "cni0", true);
         assert_eq!(Remains::of(&conf, &State::Missing), expected);
         assert_eq!(Remains::of(&conf, &State::Damaged), expected);
 
         conf.delegate.insert("ipMasq".to_owned(), false.into());
         conf.ipam.insert("dataDir".to_owned(), "/run/pods".into());
-        let expected = Remains { data_dir: PathBuf::from("/run/pods"), masquerade: false };
-        assert_eq!(Remains::of(&conf, &State::Missing), expected);
+        assert_eq!(Remains::of(&conf, &State::Missing), remains("/run/pods", "cni0", false));
     }
 }

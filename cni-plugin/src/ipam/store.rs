@@ -127,8 +127,7 @@ impl LockedStore<'_> {
     /// If the directory cannot be read.
     pub fn addresses_of(&self, owner: &Owner) -> Result<BTreeSet<IpAddr>, StoreError> {
         let files = self.files_of(owner)?;
-        let name = |path: &PathBuf| path.file_name()?.to_str()?.parse().ok();
-        Ok(files.exact.iter().chain(&files.old).filter_map(name).collect())
+        Ok(files.exact.iter().chain(&files.old).filter_map(|path| address_of(path)).collect())
     }
 
     /// Returns the address that was handed out last from a range set.
@@ -162,20 +161,20 @@ impl LockedStore<'_> {
         Ok(reservation)
     }
 
-    /// Gives back all addresses of an owner and returns how many.
+    /// Gives back all addresses of an owner and returns them.
     ///
     /// Old versions did not note the interface; what they reserved goes with the first interface of
     /// the container that has nothing else.
     ///
     /// # Errors
     /// If the directory cannot be read or an address cannot be given back.
-    pub fn release(&self, owner: &Owner) -> Result<usize, StoreError> {
+    pub fn release(&self, owner: &Owner) -> Result<BTreeSet<IpAddr>, StoreError> {
         let Files { exact, old } = self.files_of(owner)?;
         let files = if exact.is_empty() { old } else { exact };
         for path in &files {
             remove(path).map_err(cannot("remove", path))?;
         }
-        Ok(files.len())
+        Ok(files.iter().filter_map(|path| address_of(path)).collect())
     }
 
     fn files_of(&self, owner: &Owner) -> Result<Files, StoreError> {
@@ -202,6 +201,10 @@ impl LockedStore<'_> {
     fn last_reserved_file(&self, set: usize) -> PathBuf {
         self.store.directory.join(format!("last_reserved_ip.{set}"))
     }
+}
+
+fn address_of(path: &Path) -> Option<IpAddr> {
+    path.file_name()?.to_str()?.parse().ok()
 }
 
 /// The files of an owner.

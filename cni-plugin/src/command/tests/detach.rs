@@ -52,7 +52,9 @@ fn a_pod_of_the_go_plugin_is_checked_and_detached() {
         sh("ip link set veth0a1b2c3d up");
         result["interfaces"][1]["name"] = json!("veth0a1b2c3d");
         one.check(&stock(), &result).unwrap();
+        sh("ip neigh replace 10.1.2.2 lladdr 02:00:00:00:00:01 dev cni0");
         one.del(&stock()).unwrap();
+        assert_eq!(sh("ip neigh show 10.1.2.2"), "");
         assert!(!one.sh("ip -o link").contains("eth0"));
         assert_eq!(remains(), "");
     });

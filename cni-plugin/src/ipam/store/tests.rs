@@ -101,9 +101,13 @@ fn release_takes_what_is_the_owners_and_nothing_else() {
         locked.addresses_of(&owner("one")).unwrap(),
         [ip("10.1.2.5"), ip("10.1.2.8")].into()
     );
-    assert_eq!(locked.release(&owner("one")).unwrap(), 1);
-    assert_eq!(locked.release(&owner("one")).unwrap(), 1, "the reservation of an old version");
-    assert_eq!(locked.release(&owner("one")).unwrap(), 0);
+    assert_eq!(locked.release(&owner("one")).unwrap(), [ip("10.1.2.5")].into());
+    assert_eq!(
+        locked.release(&owner("one")).unwrap(),
+        [ip("10.1.2.8")].into(),
+        "of an old version"
+    );
+    assert_eq!(locked.release(&owner("one")).unwrap(), BTreeSet::new());
     let left = ["10.1.2.6", "10.1.2.7", "10.1.2.9", "10.1.2.10"].map(ip);
     assert_eq!(locked.taken().unwrap(), BTreeSet::from(left));
 }
