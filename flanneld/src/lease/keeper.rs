@@ -1,8 +1,10 @@
 //! Gets a lease and keeps it: a state machine without clock, randomness or store.
 //!
-//!     list ─▶ decide ─┬─▶ (grant) ─▶ write, guarded ─┐
-//!       ▲             └─▶ it is there already ───────┴─▶ renew ─▶ read ─▶ confirmed ─▶ wait ─┐
-//!       └──────── anything unexpected, or a doubt ◀───────────────────┴────────────◀─────────┘
+//! ```text
+//! list ─▶ decide ─┬─▶ (grant) ─▶ write, guarded ─┐
+//!   ▲             └─▶ it is there already ───────┴─▶ renew ─▶ read ─▶ confirmed ─▶ wait ─┐
+//!   └──────── anything unexpected, or a doubt ◀───────────────────┴────────────◀─────────┘
+//! ```
 //!
 //! Whoever drives it performs [`Keeper::step`] on the store and hands back what came of it. Silence
 //! is an answer too: a write that got none may still happen, at any time.
