@@ -20,6 +20,8 @@ mod reconciler;
 
 mod clock;
 mod errors;
+#[cfg(test)]
+mod foreign_bytes;
 mod health;
 mod pods;
 mod readdress;

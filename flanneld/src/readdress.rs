@@ -3,7 +3,6 @@
 //! An interface may get another address while the node runs, from DHCP or by hand. Only when the
 //! one in use is gone is another one looked for: one that is merely added changes nothing.
 
-use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use nix::ifaddrs::getifaddrs;
@@ -57,7 +56,7 @@ fn choose(options: &InterfaceOptions) -> Option<ExternalInterface> {
 fn owns(interface: &ExternalInterface) -> Option<bool> {
     let mut addresses = getifaddrs().ok()?;
     Some(addresses.any(|address| {
-        let ip = address.address.and_then(|ip| Some(Ipv4Addr::from(ip.as_sockaddr_in()?.ip())));
+        let ip = address.address.and_then(|ip| Some(ip.as_sockaddr_in()?.ip()));
         address.interface_name == interface.name.as_str() && ip == Some(interface.ip)
     }))
 }

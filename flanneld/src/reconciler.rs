@@ -20,6 +20,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{debug, error, info, warn};
 
 use crate::backend::{Backend, Peer, Reason};
+use crate::clock;
 use crate::errors::chain;
 use crate::kernel::{Kernel, Outcome, Wanted};
 use crate::lease::table::{LeaseTable, LeaseUpdate};
@@ -68,6 +69,8 @@ struct Reconciler {
     duration: Duration,
     /// What the subnet file holds, once it was written.
     written: Option<SubnetFile>,
+    /// Why it could not be written, as it was told.
+    unwritten: Option<String>,
 }
 
 /// Runs until the program ends.
@@ -85,6 +88,7 @@ pub(crate) async fn run(node: Node, mut channels: Channels) {
         failures: Vec::new(),
         duration: Duration::ZERO,
         written: None,
+        unwritten: None,
     };
     // Without a snapshot there is nothing to compare with: what is there would look like too much.
     let Some(snapshot) = channels.leases.recv().await else { return };
@@ -93,7 +97,8 @@ pub(crate) async fn run(node: Node, mut channels: Channels) {
     loop {
         let done = reconciler.pass(&channels.ready).await;
         retry = if done { RETRY_MIN } else { (retry * 2).min(RETRY_MAX) };
-        let again = Instant::now() + if done { CHECK_INTERVAL } else { retry };
+        let pause = if done { CHECK_INTERVAL } else { retry };
+        let again = Instant::now() + reconciler.departure().map_or(pause, |at| at.min(pause));
         if !reconciler.wait(&mut channels, again).await {
             return;
         }
@@ -145,6 +150,12 @@ impl Reconciler {
         }
     }
 
+    /// Returns how long the next peer is kept whose lease has ended.
+    fn departure(&mut self) -> Option<Duration> {
+        let now = clock::since_boot();
+        self.table.forget(now).map(|at| at.saturating_sub(now))
+    }
+
     fn take(&mut self, update: LeaseUpdate, doubts: &mpsc::Sender<()>) -> bool {
         match &update {
             LeaseUpdate::Snapshot(all) => debug!(leases = all.len(), "all leases were listed"),
@@ -153,7 +164,7 @@ impl Reconciler {
             }
             LeaseUpdate::Removed(subnet) => debug!(%subnet, "lease removed"),
         }
-        let changed = self.table.apply(update);
+        let changed = self.table.apply(update, clock::since_boot());
         if !self.table.agrees_with(&self.own) {
             // A full channel means that the doubt is known already.
             let _known = doubts.try_send(());
@@ -163,6 +174,7 @@ impl Reconciler {
 
     /// Compares and corrects everything once. Returns whether all is as it shall be.
     async fn pass(&mut self, ready: &watch::Sender<bool>) -> bool {
+        self.table.forget(clock::since_boot());
         let own = self.own.subnet;
         let network = IpNetwork::V4(self.node.network);
         let peers: Vec<_> = self
@@ -205,12 +217,15 @@ impl Reconciler {
         match file.write(path) {
             Ok(()) => {
                 info!(path = %path.display(), subnet = %self.own.subnet.ipv4, "subnet file written");
-                self.written = Some(file);
+                (self.written, self.unwritten) = (Some(file), None);
                 true
             }
             Err(error) => {
                 let reason = chain(&error);
-                error!(path = %path.display(), %reason, "the subnet file cannot be written");
+                if self.unwritten.as_ref() != Some(&reason) {
+                    error!(path = %path.display(), %reason, "the subnet file cannot be written");
+                    self.unwritten = Some(reason);
+                }
                 false
             }
         }

@@ -60,6 +60,9 @@ pub(crate) async fn keep(
             step => silence.or(store.perform(&step).await),
         };
         keeper.answer((asked, now()), answer, |count| rand::random_range(0..count));
+        if keeper.is_confirmed(now()) {
+            silence.end(&keeper.step());
+        }
         for notice in keeper.notices() {
             if notice.casts_doubt_on_the_table() {
                 channels.relist.notify_one();
@@ -80,17 +83,15 @@ pub(crate) async fn keep(
 #[derive(Default)]
 struct Silence {
     reason: Option<String>,
+    /// Whether the last request was in vain.
+    again: bool,
 }
 
 impl Silence {
     fn or(&mut self, answer: Result<Answer, StoreError>) -> Answer {
+        self.again = answer.is_err();
         match answer {
-            Ok(answer) => {
-                if self.reason.take().is_some() {
-                    info!("the store answers again");
-                }
-                answer
-            }
+            Ok(answer) => answer,
             Err(error) => {
                 let reason = chain(&error);
                 if self.reason.as_ref() != Some(&reason) {
@@ -99,6 +100,15 @@ impl Silence {
                 }
                 Answer::Silence
             }
+        }
+    }
+}
+
+impl Silence {
+    /// The lease is confirmed, and there is nothing to do but wait.
+    fn end(&mut self, step: &Step) {
+        if matches!(step, Step::Wait(_)) && !self.again && self.reason.take().is_some() {
+            info!("the store answers again");
         }
     }
 }

@@ -18,6 +18,7 @@ pub mod wait;
 
 pub mod cluster;
 pub mod etcd;
+pub mod etcd_cluster;
 pub mod node;
 pub mod underlay;
 

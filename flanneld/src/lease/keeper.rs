@@ -1,8 +1,10 @@
 //! Gets a lease and keeps it: a state machine without clock, randomness or store.
 //!
-//!     list ─▶ decide ─┬─▶ (grant) ─▶ write, guarded ─┐
-//!       ▲             └─▶ it is there already ───────┴─▶ renew ─▶ read ─▶ confirmed ─▶ wait ─┐
-//!       └──────── anything unexpected, or a doubt ◀───────────────────┴────────────◀─────────┘
+//! ```text
+//! list ─▶ decide ─┬─▶ (grant) ─▶ write, guarded ─┐
+//!   ▲             └─▶ it is there already ───────┴─▶ renew ─▶ read ─▶ confirmed ─▶ wait ─┐
+//!   └──────── anything unexpected, or a doubt ◀───────────────────┴────────────◀─────────┘
+//! ```
 //!
 //! Whoever drives it performs [`Keeper::step`] on the store and hands back what came of it. Silence
 //! is an answer too: a write that got none may still happen, at any time.
@@ -183,9 +185,6 @@ impl Keeper {
         answer: Answer,
         draw: impl FnOnce(usize) -> usize,
     ) {
-        if !matches!(answer, Answer::Silence | Answer::Waited) {
-            self.pause = PAUSE_MIN;
-        }
         let phase = std::mem::replace(&mut self.phase, Phase::Listing);
         self.phase = match (phase, answer) {
             (Phase::Waiting { then, .. }, _) => match then {
@@ -414,7 +413,7 @@ impl Keeper {
         if let Some(until) = self.not_before.filter(|until| now < *until) {
             return Phase::Waiting { until, then: Then::Renew };
         }
-        self.not_before = None;
+        (self.not_before, self.pause) = (None, PAUSE_MIN);
         let Some(held) = &mut self.held else { return Phase::Listing };
         held.expires = left.map(|left| asked + left);
         held.confirmed = Some(asked + self.timing.alive_for);

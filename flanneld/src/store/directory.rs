@@ -97,16 +97,22 @@ impl DirectoryStore {
         Ok(listed.map(|listed| Entry { listed, revision, lease: i64::from(!reserved) }))
     }
 
-    /// Replaces the file in one step, so that nobody ever reads half of it.
+    /// Replaces the file in one step, so that nobody ever reads half of it. Whoever writes holds
+    /// the lock, so an unfinished file is that of a process that died, or of a full disk.
     fn write(&self, key: &LeaseKey, value: &[u8], reserved: bool) -> Result<(), StoreError> {
         let path = self.file(key);
+        let unfinished = self.subnets().join(format!(".{key}"));
         let write = || -> io::Result<()> {
-            let mut file = tempfile::Builder::new().prefix(".").tempfile_in(self.subnets())?;
+            match fs::remove_file(&unfinished) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            let mut file = File::create_new(&unfinished)?;
             file.write_all(value)?;
             let mode = if reserved { 0o444 } else { 0o644 };
-            file.as_file().set_permissions(fs::Permissions::from_mode(mode))?;
-            file.as_file().sync_all()?;
-            file.persist(&path)?;
+            file.set_permissions(fs::Permissions::from_mode(mode))?;
+            file.sync_all()?;
+            fs::rename(&unfinished, &path)?;
             File::open(self.subnets())?.sync_all()
         };
         write().map_err(failed("write", &path))

@@ -362,6 +362,30 @@ fn clean_path(prefix: &str) -> String {
 mod tests {
     use super::*;
 
+    /// Everything that can be written is a lease under such a key: the store writes nothing else,
+    /// and what leases say is golden in `lease::wire`.
+    #[test]
+    fn keys_are_those_of_flannel() {
+        let options = EtcdOptions {
+            endpoints: vec!["http://127.0.0.1:2379".to_owned()],
+            prefix: "//coreos.com/network/".to_owned(),
+            key_file: None,
+            cert_file: None,
+            ca_file: None,
+            user: None,
+        };
+        let store = EtcdStore::open(options).unwrap();
+        for (key, written) in [
+            ("10.5.52.0-24", "/coreos.com/network/subnets/10.5.52.0-24"),
+            (
+                "10.5.52.0-24&2001:cafe:42:8::-64",
+                "/coreos.com/network/subnets/10.5.52.0-24&2001:cafe:42:8::-64",
+            ),
+        ] {
+            assert_eq!(store.key(&LeaseKey::parse(key).unwrap()), written);
+        }
+    }
+
     #[test]
     fn prefixes_are_cleaned() {
         for (prefix, clean) in [

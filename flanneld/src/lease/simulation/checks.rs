@@ -2,8 +2,8 @@
 
 use super::store::{Stored, Writer};
 use super::world::{Agent, World};
-use crate::lease::LeaseKey;
 use crate::lease::keeper::{Put, Step, Time};
+use crate::lease::{LeaseKey, wire};
 
 /// The longest way of a packet.
 const SLOWEST: Time = Time::from_secs(20);
@@ -30,6 +30,9 @@ fn tampered_lately(world: &World, key: &LeaseKey) -> bool {
 
 /// Nobody writes a key of somebody else, or leaves a subnet that could have been kept.
 pub(super) fn write(world: &World, agent: usize, step: &Step) -> Result<(), String> {
+    if let Step::Put(put) = step {
+        is_readable_for_flannel(put)?;
+    }
     match step {
         Step::Put(Put { key, guard: None, .. }) if !world.store.keys.contains_key(key) => {
             may_create(world, agent, key)
@@ -48,6 +51,19 @@ pub(super) fn write(world: &World, agent: usize, step: &Step) -> Result<(), Stri
         }
         _ => Ok(()),
     }
+}
+
+/// A single key or value that flannel cannot read would cost its nodes all their peers.
+fn is_readable_for_flannel(put: &Put) -> Result<(), String> {
+    let (key, value) = (put.key.to_string(), wire::encode(&put.attributes));
+    let value = String::from_utf8(value).map_err(|error| error.to_string())?;
+    let address = format!(r#"{{"PublicIP":"{}","PublicIPv6":null"#, put.attributes.public_ip);
+    let is_good = put.key.is_network()
+        && LeaseKey::parse(&key) == Some(put.key)
+        && (8..=30).contains(&put.key.ipv4.prefix())
+        && value.starts_with(&address)
+        && wire::decode(value.as_bytes()).is_ok_and(|read| read == put.attributes);
+    if is_good { Ok(()) } else { Err(format!("{key} = {value}")) }
 }
 
 fn may_change(world: &World, agent: usize, stored: &Stored) -> Result<(), String> {
@@ -125,8 +141,10 @@ fn knows_all(world: &World, n: usize, agent: &Agent) -> Result<(), String> {
             return Err(format!("{n} does not know {}", listed.key));
         }
     }
+    let mut table = agent.table.clone();
+    table.forget(world.now);
     let nobody = LeaseKey::parse("0.0.0.0-0").expect("it is a key");
-    match agent.table.peers(&nobody).find(|(key, _)| !world.store.keys.contains_key(key)) {
+    match table.peers(&nobody).find(|(key, _)| !world.store.keys.contains_key(key)) {
         Some((key, _)) => Err(format!("{n} still knows {key}")),
         None => Ok(()),
     }

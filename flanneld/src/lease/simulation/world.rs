@@ -330,7 +330,8 @@ impl World {
     fn update(&mut self, agent: usize, update: LeaseUpdate) {
         let now = self.now;
         let a = &mut self.agents[agent];
-        a.table.apply(update);
+        a.table.apply(update, now);
+        a.table.forget(now);
         let Some(keeper) = &mut a.keeper else { return };
         let agrees = keeper.served().is_none_or(|lease| a.table.agrees_with(lease));
         if !agrees {
