@@ -15,13 +15,15 @@ use fabric::subnet_file::SubnetFile;
 use serde_json::{Map, Value};
 
 use crate::attachment::{self, host_veth};
-use crate::bridge::{default_name, host_local_directory, lookup};
+use crate::bridge::{default_name, lookup};
+use crate::command::loopback;
 use crate::error::Error;
 use crate::invocation::{Attachment, Call};
-use crate::ipam;
+use crate::ipam::{self, config::directory};
 use crate::kernel::{self, KernelError, links};
 use crate::masquerade;
 use crate::netconf::NetConf;
+use crate::plugin::Plugin;
 use crate::sandbox;
 use crate::state::{State, StateFile};
 
@@ -29,25 +31,54 @@ use crate::state::{State, StateFile};
 ///
 /// # Errors
 /// If something that is there cannot be removed; another DEL may then succeed.
-pub fn run(call: &Call, netns: Option<&Path>) -> Result<(), Error> {
-    let Call { attachment, conf, .. } = call;
+pub fn run(plugin: Plugin, call: &Call, netns: Option<&Path>) -> Result<(), Error> {
+    match plugin {
+        Plugin::Flannel => flannel(call, netns),
+        Plugin::Bridge => {
+            let sandbox = sandbox::open_if_there(netns, call.own_netns_allowed)?;
+            remove(&call.attachment, sandbox.as_ref(), &Remains::of_bridge(&call.config))
+        }
+        Plugin::HostLocal => {
+            let ipam = lookup(&call.config, &["ipam"]).and_then(Value::as_object);
+            let data_dir = data_dir(ipam.unwrap_or(&Map::new()));
+            Ok(ipam::release(&data_dir, &call.attachment).map(drop)?)
+        }
+        Plugin::Loopback => loopback::del(call, netns),
+    }
+}
+
+fn flannel(call: &Call, netns: Option<&Path>) -> Result<(), Error> {
+    let attachment = &call.attachment;
+    let conf = NetConf::new(&call.config).unwrap_or_default();
     let sandbox = sandbox::open_if_there(netns, call.own_netns_allowed)?;
     let file = StateFile::of(&conf.data_dir, &attachment.container);
     let state = file.read_for(&attachment.network);
-    let remains = Remains::of(conf, &state);
     let is_known = state != State::Missing;
+    // Whoever knows nothing of the attachment cannot know that the interface is of it.
+    let sandbox = sandbox.filter(|_| is_known);
+    remove(attachment, sandbox.as_ref(), &Remains::of(&conf, &state))?;
+    // What is known stays until all is done.
+    if is_known { Ok(file.remove()?) } else { Ok(file.remove_leftovers()?) }
+}
+
+/// Removes what is left of an attachment; its sandbox is given if the interface there is known to be
+/// of it.
+fn remove(
+    attachment: &Attachment,
+    sandbox: Option<&Netns>,
+    remains: &Remains,
+) -> Result<(), Error> {
     let mut host = Socket::open().map_err(KernelError::from)?;
     remove_host_veth(&mut host, attachment)?;
-    if let Some(sandbox) = sandbox.filter(|_| is_known) {
-        remove_interface(&sandbox, attachment.if_name)?;
+    if let Some(sandbox) = sandbox {
+        remove_interface(sandbox, attachment.if_name)?;
     }
     // Not before the interface is gone: the next pod would have the address of a living one.
     let rules = if remains.masquerade { remove_rules(attachment) } else { Ok(()) };
     let addresses = ipam::release(&remains.data_dir, attachment)?;
     rules?;
     forget_neighbours(&mut host, remains.bridge, addresses);
-    // What is known stays until all is done.
-    if is_known { Ok(file.remove()?) } else { Ok(()) }
+    Ok(())
 }
 
 /// Removes what an ADD made in the kernel, however far it came.
@@ -89,34 +120,36 @@ fn remove_interface(sandbox: &Netns, if_name: LinkName) -> Result<(), Error> {
 
 /// The next pod with the address may have another Ethernet address, if the Go plugin makes it or made
 /// this one. The kernel would find that out too, but only after seconds.
-fn forget_neighbours(host: &mut Socket, bridge: LinkName, addresses: BTreeSet<IpAddr>) {
+pub(super) fn forget_neighbours(host: &mut Socket, bridge: LinkName, addresses: BTreeSet<IpAddr>) {
     let ops = addresses.into_iter().map(|ip| Op::DelNeighbour(bridge, ip)).collect();
     let _not_worth_a_failure = apply(host, &Plan { ops });
 }
 
 /// What must be known to remove what is not in the sandbox.
 #[derive(Debug, PartialEq, Eq)]
-struct Remains {
+pub(super) struct Remains {
     /// Where the addresses are noted.
-    data_dir: PathBuf,
+    pub(super) data_dir: PathBuf,
     /// The bridge that the host's end was a port of.
-    bridge: LinkName,
+    pub(super) bridge: LinkName,
     /// Whether there may be rules.
-    masquerade: bool,
+    pub(super) masquerade: bool,
 }
 
 impl Remains {
+    pub(super) fn of_bridge(conf: &Map<String, Value>) -> Self {
+        let ipam = lookup(conf, &["ipam"]).and_then(Value::as_object);
+        Self {
+            data_dir: data_dir(ipam.unwrap_or(&Map::new())),
+            bridge: bridge(conf),
+            masquerade: masquerades(conf).unwrap_or(false),
+        }
+    }
+
     /// What ADD was done with counts; without it, what an ADD would be done with now.
-    fn of(conf: &NetConf, state: &State) -> Self {
+    pub(super) fn of(conf: &NetConf, state: &State) -> Self {
         match state {
-            State::Delegate(delegate) => {
-                let ipam = lookup(delegate, &["ipam"]).and_then(Value::as_object);
-                Self {
-                    data_dir: data_dir(ipam.unwrap_or(&Map::new())),
-                    bridge: bridge(delegate),
-                    masquerade: masquerades(delegate).unwrap_or(false),
-                }
-            }
+            State::Delegate(delegate) => Self::of_bridge(delegate),
             State::Missing | State::Damaged => {
                 let by_agent =
                     || SubnetFile::read(&conf.subnet_file).is_ok_and(|file| file.ip_masq);
@@ -131,7 +164,7 @@ impl Remains {
 }
 
 fn data_dir(ipam: &Map<String, Value>) -> PathBuf {
-    host_local_directory(lookup(ipam, &["dataDir"]).and_then(Value::as_str).unwrap_or_default())
+    directory(lookup(ipam, &["dataDir"]).and_then(Value::as_str).unwrap_or_default())
 }
 
 fn bridge(delegate: &Map<String, Value>) -> LinkName {
