@@ -172,6 +172,13 @@ pub fn alias(attachment: &Attachment) -> String {
     alias
 }
 
+/// Returns the container, the interface and the network of a remark that [`alias`] could have made.
+pub fn of_alias(alias: &str) -> Option<(&str, &str, &str)> {
+    let mut parts = alias.split('/');
+    let attachment = (parts.next()?, parts.next()?, parts.next()?);
+    parts.next().is_none().then_some(attachment)
+}
+
 /// Whether a link with the name of the host's end is it. A remark may be missing if the ADD was killed
 /// before it came to it.
 pub fn is_host_veth_of(attachment: &Attachment, link: &Link) -> bool {

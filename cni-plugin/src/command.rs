@@ -3,6 +3,7 @@
 pub mod add;
 pub mod check;
 pub mod del;
+pub mod gc;
 pub mod loopback;
 pub mod status;
 
@@ -23,8 +24,7 @@ pub fn run(plugin: Plugin, request: &Request) -> Result<String, Error> {
         }
         Request::Del(call, netns) => del::run(plugin, call, netns.as_deref())?,
         Request::Check(call, netns) => check::run(plugin, call, netns)?,
-        // Like flannel's own plugin, which knows no GC.
-        Request::Gc(_) => {}
+        Request::Gc(call) => gc::run(plugin, call)?,
         Request::Status(call) => status::run(plugin, call)?,
         Request::Version => return Ok(output::versions()),
     }

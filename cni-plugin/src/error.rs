@@ -80,6 +80,12 @@ pub enum Error {
     /// The result cannot be written, or a previous one cannot be read.
     #[error(transparent)]
     Result(#[from] ResultError),
+    /// The list of attachments that are to stay does not decode.
+    #[error("failed to load valid attachments")]
+    ValidAttachments(#[source] fabric::json::Error),
+    /// Some of what was to be removed is still there.
+    #[error("{}", .0.iter().map(|error| chain(error)).collect::<Vec<_>>().join("; "))]
+    Remains(Vec<Error>),
     /// A CHECK found that something is not as it was made.
     #[error(transparent)]
     Difference(#[from] Difference),
@@ -145,6 +151,8 @@ impl Error {
                 PLUGIN_NOT_AVAILABLE
             }
             Self::NetConf(_) | Self::HostLocal(HostLocalError::Json(_)) => UNDECODABLE,
+            Self::ValidAttachments(_) => UNDECODABLE,
+            Self::Remains(errors) => errors.first().map_or(INTERNAL, Self::code),
             Self::Args(_) => INVALID_ENVIRONMENT,
             Self::HostLocal(_) => INVALID_CONFIGURATION,
             Self::NotLoopback(_) => IN_THE_WAY,

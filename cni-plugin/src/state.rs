@@ -46,6 +46,14 @@ impl StateFile {
         Self { path: data_dir.join(container.as_str()) }
     }
 
+    /// All files in `data_dir` that are kept for a network, with the containers that they are for.
+    pub fn all(data_dir: &Path, network: &Id) -> Vec<(Id, Self)> {
+        let entries = fs::read_dir(data_dir).into_iter().flatten().flatten();
+        let containers = entries.filter_map(|entry| Id::new(entry.file_name().to_str()?));
+        let files = containers.map(|container| (container.clone(), Self::of(data_dir, &container)));
+        files.filter(|(_, file)| file.read_for(network) != State::Missing).collect()
+    }
+
     /// Reads the file. A container may be attached to several networks, but there is only one file
     /// for it; what is kept for another network counts as nothing.
     pub fn read_for(&self, network: &Id) -> State {

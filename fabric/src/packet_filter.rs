@@ -16,7 +16,7 @@ use std::io;
 use ipnetwork::IpNetwork;
 use netlink_packet_core::DecodeError;
 
-pub use change::{Change, Operation, diff};
+pub use change::{Change, Operation, diff, removal};
 
 /// How often we start again because others change the packet filter at the same time. Each time
 /// somebody else made progress, so this bounds how many may start a pod at once.
@@ -45,6 +45,28 @@ pub trait PacketFilter {
 pub fn ensure(filter: &mut impl PacketFilter, desired: &Ruleset) -> Result<Change, Error> {
     for _ in 0..ATTEMPTS {
         let change = diff(desired, &filter.observe(desired)?);
+        if change.is_empty() {
+            return Ok(change);
+        }
+        match filter.apply(&change) {
+            Err(Error::Stale) => {}
+            applied => return applied.map(|()| change),
+        }
+    }
+    Err(Error::Stale)
+}
+
+/// Removes the rules whose comment `is_stale` from the tables, and returns what was changed for it.
+///
+/// # Errors
+/// Those of [`PacketFilter::observe`] and [`PacketFilter::apply`].
+pub fn remove_rules(
+    filter: &mut impl PacketFilter,
+    tables: &Ruleset,
+    is_stale: impl Fn(&str) -> bool,
+) -> Result<Change, Error> {
+    for _ in 0..ATTEMPTS {
+        let change = removal(&filter.observe(tables)?, &is_stale);
         if change.is_empty() {
             return Ok(change);
         }

@@ -126,7 +126,7 @@ pub(super) fn forget_neighbours(host: &mut Socket, bridge: LinkName, addresses: 
 }
 
 /// What must be known to remove what is not in the sandbox.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Remains {
     /// Where the addresses are noted.
     pub(super) data_dir: PathBuf,
@@ -163,7 +163,7 @@ impl Remains {
     }
 }
 
-fn data_dir(ipam: &Map<String, Value>) -> PathBuf {
+pub(super) fn data_dir(ipam: &Map<String, Value>) -> PathBuf {
     directory(lookup(ipam, &["dataDir"]).and_then(Value::as_str).unwrap_or_default())
 }
 

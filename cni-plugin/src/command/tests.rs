@@ -2,6 +2,7 @@
 
 mod attach;
 mod check;
+mod collect;
 mod detach;
 mod plugins;
 
