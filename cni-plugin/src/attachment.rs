@@ -21,6 +21,7 @@ use sha2::{Digest, Sha256};
 use crate::bridge::{Bridge, Gateway};
 use crate::invocation::Attachment;
 use crate::masquerade;
+use crate::portmap;
 use crate::result::{self, AddResult, Interface, Ip};
 
 /// The state that an ADD brings about.
@@ -43,12 +44,29 @@ pub fn desired(
     ips: &[Ip],
     routes: &[result::Route],
 ) -> Desired {
-    let addresses = || ips.iter().map(|ip| ip.address);
     Desired {
         host: host(attachment, netns, bridge, ips),
         sandbox: sandbox(attachment, bridge, ips, routes),
-        filter: bridge.masquerade.then(|| masquerade::rules(attachment, addresses())),
+        filter: filter(attachment, bridge, ips),
     }
+}
+
+fn filter(attachment: &Attachment, bridge: &Bridge, ips: &[Ip]) -> Option<Ruleset> {
+    let mut tables = Vec::new();
+    if bridge.masquerade {
+        let addresses = ips.iter().map(|ip| ip.address);
+        tables.extend(masquerade::rules(attachment, addresses).tables);
+    }
+    if !bridge.ports.is_empty() {
+        let pod = addresses(ips);
+        tables.extend(portmap::rules(attachment, &bridge.ports, &pod, bridge.name).tables);
+    }
+    (!tables.is_empty()).then_some(Ruleset { tables })
+}
+
+/// The addresses themselves.
+pub fn addresses(ips: &[Ip]) -> Vec<IpAddr> {
+    ips.iter().map(|ip| ip.address.ip()).collect()
 }
 
 /// What the result of an ADD says about one attachment.
@@ -125,7 +143,7 @@ pub fn made(
 /// Whether an attachment is of no use without this parameter being set.
 pub fn is_essential(sysctl: &Sysctl) -> bool {
     let name = sysctl.as_path().rsplit('/').next();
-    matches!(name, Some("ip_forward" | "forwarding" | "disable_ipv6"))
+    matches!(name, Some("ip_forward" | "forwarding" | "disable_ipv6" | "route_localnet"))
 }
 
 /// Returns the routes that a sandbox with these addresses gets: those configured, and by default
@@ -212,6 +230,9 @@ fn host(attachment: &Attachment, netns: &Path, bridge: &Bridge, ips: &[Ip]) -> N
             IpNetwork::V6(_) => Sysctl::ipv6_forwarding(),
         };
         state.sysctls.insert(forwarding, "1".to_owned());
+    }
+    if bridge.ports.leads_loopback() && ips.iter().any(|ip| ip.address.is_ipv4()) {
+        state.sysctls.insert(Sysctl::ipv4(bridge.name, "route_localnet"), "1".to_owned());
     }
     // A pod must not configure the node.
     for link in [bridge.name, veth] {

@@ -14,6 +14,7 @@ use serde_json::{Map, Value};
 use crate::args::{Args, ArgsError};
 use crate::ipam::config::{HostLocal, HostLocalError};
 use crate::plugin::Plugin;
+use crate::portmap::{PortMap, PortMapError};
 use crate::result::{Dns, Route};
 
 /// A checked configuration.
@@ -33,6 +34,8 @@ pub struct Bridge {
     pub masquerade: bool,
     /// What the result says about name servers; `None` for what `ipam` says, which is nothing.
     pub dns: Option<Dns>,
+    /// Ports of the node that lead to the attachment.
+    pub ports: PortMap,
     /// The Ethernet address of the interface in the sandbox, if somebody asked for one.
     pub mac: Option<MacAddr>,
     /// Where addresses come from; `None` for a bridge that only switches.
@@ -79,6 +82,9 @@ pub enum BridgeError {
     /// What is requested is not an Ethernet address.
     #[error("failed to make veth pair: address {0}: invalid MAC address")]
     Mac(String),
+    /// Ports cannot be led as configured.
+    #[error(transparent)]
+    Ports(#[from] PortMapError),
     /// The addresses cannot be handed out as configured.
     #[error(transparent)]
     HostLocal(#[from] HostLocalError),
@@ -109,6 +115,7 @@ impl Bridge {
             masquerade: raw.ip_masq,
             mac: raw.mac(&args)?,
             ipam: ipam(delegate, &args)?,
+            ports: PortMap::new(delegate)?,
             dns: raw.dns.filter(|_| says_dns(delegate)),
         })
     }
@@ -305,6 +312,7 @@ mod tests {
             masquerade: false,
             dns: None,
             mac: None,
+            ports: PortMap::default(),
             ipam: Some(HostLocal {
                 data_dir: PathBuf::from("/var/lib/cni/networks"),
                 sets: vec![RangeSet(vec![Range::of("10.1.2.0/24".parse().unwrap()).unwrap()])],

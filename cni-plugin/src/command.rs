@@ -5,6 +5,7 @@ pub mod check;
 pub mod del;
 pub mod gc;
 pub mod loopback;
+pub mod ports;
 pub mod status;
 
 use crate::error::Error;

@@ -14,6 +14,7 @@ use crate::ipam::store::StoreError;
 use crate::ipam::{IpamError, NoAddress};
 use crate::kernel::KernelError;
 use crate::netconf::NetConfError;
+use crate::portmap::PortMapError;
 use crate::result::ResultError;
 use crate::sandbox::SandboxError;
 use crate::sharing::Conflict;
@@ -53,6 +54,12 @@ pub enum Error {
     /// Addresses cannot be handed out as configured.
     #[error(transparent)]
     HostLocal(#[from] HostLocalError),
+    /// Ports cannot be led as configured.
+    #[error(transparent)]
+    Ports(#[from] PortMapError),
+    /// There is no plugin before it in the list.
+    #[error("must be called as chained plugin")]
+    NotChained,
     /// The loopback interface of the sandbox is used for something else.
     #[error("loopback interface found with non-loopback address {:?}", .0.to_string())]
     NotLoopback(IpNetwork),
@@ -153,6 +160,8 @@ impl Error {
             Self::NetConf(_) | Self::HostLocal(HostLocalError::Json(_)) => UNDECODABLE,
             Self::ValidAttachments(_) => UNDECODABLE,
             Self::Remains(errors) => errors.first().map_or(INTERNAL, Self::code),
+            Self::Ports(error) | Self::Bridge(BridgeError::Ports(error)) => ports_code(error),
+            Self::NotChained => INVALID_CONFIGURATION,
             Self::Args(_) => INVALID_ENVIRONMENT,
             Self::HostLocal(_) => INVALID_CONFIGURATION,
             Self::NotLoopback(_) => IN_THE_WAY,
@@ -229,6 +238,14 @@ fn invocation_code(error: &InvocationError) -> u32 {
         | InvocationError::Version(VersionError::Malformed { .. }) => UNDECODABLE,
         InvocationError::NoName | InvocationError::Name(_) => INVALID_CONFIGURATION,
         InvocationError::Version(_) => INCOMPATIBLE_VERSION,
+    }
+}
+
+fn ports_code(error: &PortMapError) -> u32 {
+    match error {
+        PortMapError::Json(_) => UNDECODABLE,
+        PortMapError::Unsupported { .. } => UNSUPPORTED_FIELD,
+        _ => INVALID_CONFIGURATION,
     }
 }
 

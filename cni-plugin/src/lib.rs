@@ -21,8 +21,10 @@ pub mod bridge;
 pub mod delegate;
 pub mod ipam;
 pub mod masquerade;
+pub mod portmap;
 pub mod sharing;
 
+pub mod filter;
 pub mod kernel;
 pub mod sandbox;
 pub mod state;

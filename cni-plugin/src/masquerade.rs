@@ -15,8 +15,6 @@ use crate::invocation::{Attachment, Id};
 const COMMENT_BYTES: usize = 128;
 
 /// Returns the rules for an attachment with these addresses, each with the length of its subnet.
-///
-/// Without addresses, it says that the attachment has no rules.
 pub fn rules(attachment: &Attachment, addresses: impl Iterator<Item = IpNetwork>) -> Ruleset {
     let comment = comment(attachment);
     let checks = addresses.map(|address| Rule {
@@ -29,11 +27,6 @@ pub fn rules(attachment: &Attachment, addresses: impl Iterator<Item = IpNetwork>
     });
     let checks = Chain { name: CHECKS.to_owned(), hook: None, rules: checks.collect() };
     Ruleset { tables: vec![table(mark(attachment), vec![checks, postrouting()])] }
-}
-
-/// Returns the ruleset of an attachment that has no rules, in a form that makes nothing.
-pub fn no_rules(attachment: &Attachment) -> Ruleset {
-    Ruleset { tables: vec![table(mark(attachment), Vec::new())] }
 }
 
 /// Returns the tables that have rules of attachments, to look through.
@@ -81,7 +74,8 @@ pub fn mark(attachment: &Attachment) -> String {
     network_mark(network) + &digest(&format!("{if_name}:{container}"))
 }
 
-fn comment(attachment: &Attachment) -> String {
+/// Returns the comment on an attachment's rules.
+pub fn comment(attachment: &Attachment) -> String {
     let Attachment { network, container, if_name } = attachment;
     let mark = mark(attachment);
     let mut comment = format!("{mark}, net: {network}, if: {if_name}, id: {container}");

@@ -14,11 +14,14 @@ pub enum Plugin {
     HostLocal,
     /// Brings the loopback interface of a sandbox up.
     Loopback,
+    /// Leads ports of the node to a pod.
+    Portmap,
 }
 
 impl Plugin {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Flannel, Self::Bridge, Self::HostLocal, Self::Loopback];
+    pub const ALL: [Self; 5] =
+        [Self::Flannel, Self::Bridge, Self::HostLocal, Self::Loopback, Self::Portmap];
 
     /// Returns the name that network lists have for it.
     pub const fn as_str(self) -> &'static str {
@@ -27,6 +30,7 @@ impl Plugin {
             Self::Bridge => "bridge",
             Self::HostLocal => "host-local",
             Self::Loopback => "loopback",
+            Self::Portmap => "portmap",
         }
     }
 

@@ -8,16 +8,15 @@ use fabric::link_name::LinkName;
 use fabric::netlink::{LinkMonitor, Socket, observe};
 use fabric::netns::Netns;
 use fabric::netstate::{Link, NetState};
-use fabric::packet_filter;
-use fabric::packet_filter::nft::Nft;
 use fabric::subnet_file::SubnetFile;
 
 use crate::args::Args;
 use crate::attachment::{self, Desired, host_veth};
 use crate::bridge::Bridge;
-use crate::command::{del, loopback};
+use crate::command::{del, loopback, ports};
 use crate::delegate;
 use crate::error::Error;
+use crate::filter;
 use crate::invocation::{Attachment, Call};
 use crate::ipam::config::HostLocal;
 use crate::ipam::{self, Allocation};
@@ -51,6 +50,7 @@ pub fn run(plugin: Plugin, call: &Call, netns: &Path) -> Result<AddResult, Error
         }
         Plugin::HostLocal => host_local(call),
         Plugin::Loopback => loopback::add(call, netns),
+        Plugin::Portmap => ports::add(call),
     }
 }
 
@@ -111,6 +111,8 @@ impl<'a> Site<'a> {
         let routes = attachment::routes(&bridge, ips);
         let desired = attachment::desired(attachment, netns, &bridge, ips, &routes);
         let before = attach(attachment, &bridge, &desired, &sandbox, inside)?;
+        let mut host = Socket::open().map_err(KernelError::from)?;
+        filter::forget_earlier_flows(&mut host, &bridge.ports, &attachment::addresses(ips));
         let ips = addresses.map(Allocation::commit).unwrap_or_default();
         let ips = ips.into_iter().map(|ip| Ip { interface: Some(SANDBOX_INTERFACE), ..ip });
         Ok(AddResult {
@@ -136,7 +138,7 @@ fn attach(
     let in_the_way = matches!(attached, Err(Error::Kernel(KernelError::Conflict(_))));
     if attached.is_err() && !in_the_way {
         // What stopped the ADD is what must be told.
-        let _also_failed = del::detach(&mut host, attachment, bridge.masquerade);
+        let _also_failed = del::detach(&mut host, attachment, desired.filter.is_some());
     }
     attached
 }
@@ -155,7 +157,7 @@ fn connect(
     let before = kernel::ensure(host, &desired.host, check)?;
     sandbox::inside(sandbox, || kernel::ensure(&mut inside, &desired.sandbox, |_| Ok(())))??;
     if let Some(rules) = &desired.filter {
-        packet_filter::ensure(&mut Nft::open()?, rules)?;
+        filter::ensure(rules)?;
     }
     // Whatever is sent before would be lost, and ARP tries again only after a second.
     if !monitor.wait_until_up(host, veth, PORT_PATIENCE)? {

@@ -11,17 +11,16 @@ use std::path::Path;
 use fabric::netlink::{Scope, Socket, observe};
 use fabric::netns::Netns;
 use fabric::netstate::NetState;
-use fabric::packet_filter::nft::Nft;
-use fabric::packet_filter::{self, PacketFilter, Ruleset};
 use fabric::plan::{Plan, diff};
 use fabric::subnet_file::SubnetFile;
 
 use crate::args::Args;
 use crate::attachment::{self, Made};
 use crate::bridge::{Bridge, lookup};
-use crate::command::loopback;
+use crate::command::{loopback, ports};
 use crate::delegate;
 use crate::error::Error;
+use crate::filter;
 use crate::invocation::{Attachment, Call};
 use crate::ipam::config::HostLocal;
 use crate::ipam::store::{Owner, Store};
@@ -74,6 +73,7 @@ pub fn run(plugin: Plugin, call: &Call, netns: &Path) -> Result<(), Error> {
         }
         Plugin::HostLocal => host_local(call),
         Plugin::Loopback => loopback::check(call, netns),
+        Plugin::Portmap => ports::check(call),
     }
 }
 
@@ -93,7 +93,7 @@ fn check(call: &Call, netns: &Path, sandbox: &Netns, bridge: &Bridge) -> Result<
         let _ = write!(differences, "in {}:\n{inside}", netns.display());
     }
     if let Some(rules) = &desired.filter {
-        differences.push_str(&missing_rules(rules)?);
+        differences.push_str(&filter::missing(rules)?.to_string());
     }
     if differences.is_empty() { Ok(()) } else { Err(Difference::State(differences).into()) }
 }
@@ -155,9 +155,4 @@ fn check_reserved(
 fn difference(desired: &NetState) -> Result<Plan, KernelError> {
     let observed = observe(&mut Socket::open()?, &Scope::of(desired))?;
     Ok(diff(&among_others(desired, &observed), &observed))
-}
-
-fn missing_rules(desired: &Ruleset) -> Result<String, Error> {
-    let observed = Nft::open()?.observe(desired)?;
-    Ok(packet_filter::diff(desired, &observed).to_string())
 }

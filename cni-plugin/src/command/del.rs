@@ -8,22 +8,21 @@ use fabric::link_name::LinkName;
 use fabric::netlink::{Socket, apply, observe};
 use fabric::netns::Netns;
 use fabric::netstate::LinkKind;
-use fabric::packet_filter;
-use fabric::packet_filter::nft::Nft;
 use fabric::plan::{Op, Plan};
 use fabric::subnet_file::SubnetFile;
 use serde_json::{Map, Value};
 
 use crate::attachment::{self, host_veth};
 use crate::bridge::{default_name, lookup};
-use crate::command::loopback;
+use crate::command::{loopback, ports};
 use crate::error::Error;
+use crate::filter;
 use crate::invocation::{Attachment, Call};
 use crate::ipam::{self, config::directory};
 use crate::kernel::{self, KernelError, links};
-use crate::masquerade;
 use crate::netconf::NetConf;
 use crate::plugin::Plugin;
+use crate::portmap::PortMap;
 use crate::sandbox;
 use crate::state::{State, StateFile};
 
@@ -44,6 +43,7 @@ pub fn run(plugin: Plugin, call: &Call, netns: Option<&Path>) -> Result<(), Erro
             Ok(ipam::release(&data_dir, &call.attachment).map(drop)?)
         }
         Plugin::Loopback => loopback::del(call, netns),
+        Plugin::Portmap => ports::del(call),
     }
 }
 
@@ -74,9 +74,12 @@ fn remove(
         remove_interface(sandbox, attachment.if_name)?;
     }
     // Not before the interface is gone: the next pod would have the address of a living one.
-    let rules = if remains.masquerade { remove_rules(attachment) } else { Ok(()) };
+    let has_rules = remains.masquerade || remains.ports;
+    let had_rules = if has_rules { filter::remove(attachment) } else { Ok(false) };
     let addresses = ipam::release(&remains.data_dir, attachment)?;
-    rules?;
+    if had_rules? && remains.udp_ports {
+        filter::forget_flows_to(&addresses);
+    }
     forget_neighbours(&mut host, remains.bridge, addresses);
     Ok(())
 }
@@ -85,26 +88,17 @@ fn remove(
 ///
 /// # Errors
 /// The first of those that came up; all of it is tried.
-pub fn detach(host: &mut Socket, attachment: &Attachment, masquerade: bool) -> Result<(), Error> {
+pub fn detach(host: &mut Socket, attachment: &Attachment, has_rules: bool) -> Result<(), Error> {
     let removed = remove_host_veth(host, attachment);
-    let rules = if masquerade { remove_rules(attachment) } else { Ok(()) };
-    Ok(removed?).and(rules)
+    let rules = if has_rules { filter::remove(attachment).map(drop) } else { Ok(()) };
+    removed?;
+    Ok(rules?)
 }
 
 fn remove_host_veth(host: &mut Socket, attachment: &Attachment) -> Result<(), KernelError> {
     let mut observed = observe(host, &links([host_veth(attachment)]))?;
     observed.links.retain(|_, link| attachment::is_host_veth_of(attachment, link));
     kernel::remove(host, &observed)
-}
-
-fn remove_rules(attachment: &Attachment) -> Result<(), Error> {
-    let mut filter = match Nft::open() {
-        // Then there are no rules either.
-        Err(packet_filter::Error::Unavailable(_)) => return Ok(()),
-        filter => filter?,
-    };
-    packet_filter::ensure(&mut filter, &masquerade::no_rules(attachment))?;
-    Ok(())
 }
 
 /// Removes an interface that the Go plugin made: the name of its other end says nothing.
@@ -132,8 +126,12 @@ pub(super) struct Remains {
     pub(super) data_dir: PathBuf,
     /// The bridge that the host's end was a port of.
     pub(super) bridge: LinkName,
-    /// Whether there may be rules.
+    /// Whether there may be rules that hide the pod.
     pub(super) masquerade: bool,
+    /// Whether there may be rules that lead ports to it.
+    pub(super) ports: bool,
+    /// Whether UDP may be among them.
+    pub(super) udp_ports: bool,
 }
 
 impl Remains {
@@ -143,6 +141,9 @@ impl Remains {
             data_dir: data_dir(ipam.unwrap_or(&Map::new())),
             bridge: bridge(conf),
             masquerade: masquerades(conf).unwrap_or(false),
+            // What cannot be understood may be anything.
+            ports: PortMap::new(conf).map_or(true, |ports| !ports.is_empty()),
+            udp_ports: PortMap::new(conf).map_or(true, |ports| ports.udp_ports().count() > 0),
         }
     }
 
@@ -157,6 +158,8 @@ impl Remains {
                     data_dir: data_dir(&conf.ipam),
                     bridge: bridge(&conf.delegate),
                     masquerade: masquerades(&conf.delegate).unwrap_or_else(|| !by_agent()),
+                    ports: true,
+                    udp_ports: true,
                 }
             }
         }
@@ -187,19 +190,21 @@ mod tests {
         let mut conf = NetConf { subnet_file: PathBuf::from("/nonexistent"), ..NetConf::default() };
         let delegate = json!({"bridge": "br0", "IPMasq": false, "ipam": {"dataDir": "/run/pods"}});
         let delegate = State::Delegate(delegate.as_object().unwrap().clone());
-        let remains = |data_dir: &str, bridge: &str, masquerade| Remains {
+        let remains = |data_dir: &str, bridge: &str, masquerade, ports| Remains {
             data_dir: PathBuf::from(data_dir),
             bridge: bridge.parse().unwrap(),
             masquerade,
+            ports,
+            udp_ports: ports,
         };
-        assert_eq!(Remains::of(&conf, &delegate), remains("/run/pods", "br0", false));
+        assert_eq!(Remains::of(&conf, &delegate), remains("/run/pods", "br0", false, false));
 
-        let expected = remains("/var/lib/cni/networks", "cni0", true);
+        let expected = remains("/var/lib/cni/networks", "cni0", true, true);
         assert_eq!(Remains::of(&conf, &State::Missing), expected);
         assert_eq!(Remains::of(&conf, &State::Damaged), expected);
 
         conf.delegate.insert("ipMasq".to_owned(), false.into());
         conf.ipam.insert("dataDir".to_owned(), "/run/pods".into());
-        assert_eq!(Remains::of(&conf, &State::Missing), remains("/run/pods", "cni0", false));
+        assert_eq!(Remains::of(&conf, &State::Missing), remains("/run/pods", "cni0", false, true));
     }
 }

@@ -10,8 +10,6 @@ use std::path::PathBuf;
 use fabric::json;
 use fabric::link_name::LinkName;
 use fabric::netlink::{Socket, aliases, observe};
-use fabric::packet_filter;
-use fabric::packet_filter::nft::Nft;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -19,6 +17,7 @@ use crate::attachment::{host_veth, is_host_veth_of, of_alias};
 use crate::bridge::lookup;
 use crate::command::del::{Remains, data_dir, forget_neighbours};
 use crate::error::Error;
+use crate::filter;
 use crate::invocation::{Attachment, Id, NetworkCall};
 use crate::ipam::store::{Holder, Store};
 use crate::kernel::{self, KernelError, links};
@@ -43,6 +42,7 @@ pub fn run(plugin: Plugin, call: &NetworkCall) -> Result<(), Error> {
             let ipam = lookup(config, &["ipam"]).and_then(Value::as_object);
             errors.extend(addresses(&valid, data_dir(ipam.unwrap_or(&Map::new()))).err());
         }
+        Plugin::Portmap => errors.extend(rules(&valid).err()),
         Plugin::Loopback => {}
     }
     if errors.is_empty() { Ok(()) } else { Err(Error::Remains(errors)) }
@@ -99,7 +99,8 @@ fn flannel(valid: &Valid, conf: &NetConf, errors: &mut Vec<Error>) {
     let mut remains = vec![Remains::of(conf, &State::Missing)];
     for (_, file) in &stale {
         let of_file = Remains::of(conf, &file.read_for(&valid.network));
-        if !remains.contains(&of_file) {
+        let place = |one: &Remains| (one.data_dir.clone(), one.bridge);
+        if !remains.iter().any(|one| place(one) == place(&of_file)) {
             remains.push(of_file);
         }
     }
@@ -145,17 +146,12 @@ fn host_veths(host: &mut Socket, valid: &Valid) -> Result<(), Error> {
 }
 
 fn rules(valid: &Valid) -> Result<(), Error> {
-    let mut filter = match Nft::open() {
-        // Then there are no rules either.
-        Err(packet_filter::Error::Unavailable(_)) => return Ok(()),
-        filter => filter?,
-    };
     let network = masquerade::network_mark(&valid.network);
     let marks: Vec<_> = valid.attachments.iter().map(masquerade::mark).collect();
     let is_stale = |comment: &str| {
         comment.starts_with(&network) && !marks.iter().any(|mark| comment.starts_with(mark))
     };
-    packet_filter::remove_rules(&mut filter, &masquerade::tables(), is_stale)?;
+    filter::remove_stale(is_stale)?;
     Ok(())
 }
 

@@ -32,7 +32,7 @@ pub fn run(plugin: Plugin, call: &NetworkCall) -> Result<(), Error> {
         }
         Plugin::Bridge => bridge(network, &Bridge::new(config, "")?),
         Plugin::HostLocal => addresses(network, &HostLocal::new(config, &Args::default())?),
-        Plugin::Loopback => Ok(()),
+        Plugin::Loopback | Plugin::Portmap => Ok(()),
     }
 }
 

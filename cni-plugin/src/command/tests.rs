@@ -5,6 +5,7 @@ mod check;
 mod collect;
 mod detach;
 mod plugins;
+mod ports;
 
 use std::fmt::Write as _;
 use std::fs;
@@ -152,7 +153,11 @@ fn remains() -> String {
 
 fn rules() -> String {
     let rules = sh("nft list ruleset");
-    rules.lines().filter(|line| line.contains("saddr")).map(|line| format!("{line}\n")).collect()
+    rules
+        .lines()
+        .filter(|line| line.contains("comment \"") && line.contains("id: "))
+        .map(|line| format!("{line}\n"))
+        .collect()
 }
 
 fn address(result: &Value) -> &str {

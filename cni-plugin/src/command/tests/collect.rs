@@ -25,6 +25,9 @@ fn what_is_not_valid_any_more_is_collected() {
         let containers = ["one", "two", "three"].map(Container::new);
         let results = containers.each_ref().map(|container| container.add(&stock()).unwrap());
         sh("ip netns del three");
+        let veth = results[2]["interfaces"][1]["name"].as_str().unwrap();
+        let gone = || !sh("ip -o link").contains(veth);
+        flannel_tests::wait::until_true("the kernel has removed what was in the sandbox", gone);
         sh("ip link add veth00000000 type veth peer name peer0");
         sh("ip link set veth00000000 alias other/eth0/another");
         fs::write("/var/lib/cni/networks/cbr0/10.1.2.77", "").unwrap();
