@@ -59,12 +59,12 @@ pub fn remove_stale(is_stale: impl Fn(&str) -> bool) -> Result<bool, Error> {
 /// Forgets the UDP flows to the ports of an attachment that lead elsewhere, for example to the pod
 /// that had a port before, or to the node while nobody had it. Best effort: such a flow ends by
 /// itself when its client rests.
-pub fn forget_earlier_flows(host: &mut Socket, ports: &PortMap, pod: &[IpAddr]) {
+pub fn forget_earlier_flows(ports: &PortMap, pod: &[IpAddr]) {
     let ports: BTreeSet<u16> = ports.udp_ports().collect();
     if ports.is_empty() {
         return;
     }
-    let Ok(local) = local_addresses(host) else { return };
+    let Ok(local) = local_addresses() else { return };
     let is_stale = |flow: &Flow| {
         let to = flow.destination.ip();
         let is_local = to.is_loopback() || local.contains(&to);
@@ -78,8 +78,8 @@ pub fn forget_flows_to(pod: &BTreeSet<IpAddr>) {
     let _best_effort = forget_udp_flows(|flow| pod.contains(&flow.answered_by));
 }
 
-fn local_addresses(host: &mut Socket) -> Result<BTreeSet<IpAddr>, NetlinkError> {
-    let interfaces = Inventory::take(host)?.interfaces;
+fn local_addresses() -> Result<BTreeSet<IpAddr>, NetlinkError> {
+    let interfaces = Inventory::take(&mut Socket::open()?)?.interfaces;
     let addresses = interfaces.iter().flat_map(|interface| &interface.addresses);
     Ok(addresses.map(|address| address.ip).collect())
 }

@@ -29,6 +29,7 @@ pub mod kernel;
 pub mod sandbox;
 pub mod state;
 
+pub mod arena;
 pub mod error;
 pub mod output;
 pub mod result;

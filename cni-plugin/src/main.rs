@@ -5,10 +5,14 @@ use std::panic::PanicHookInfo;
 use std::path::Path;
 use std::process::ExitCode;
 
+use cni_plugin::arena::Arena;
 use cni_plugin::error::chain;
 use cni_plugin::install::{Install, InstallError};
 use cni_plugin::plugin::Plugin;
 use cni_plugin::process::{self, Outcome};
+
+#[global_allocator]
+static MEMORY: Arena = Arena::new();
 
 fn main() -> ExitCode {
     std::panic::set_hook(Box::new(report_panic));

@@ -111,8 +111,7 @@ impl<'a> Site<'a> {
         let routes = attachment::routes(&bridge, ips);
         let desired = attachment::desired(attachment, netns, &bridge, ips, &routes);
         let before = attach(attachment, &bridge, &desired, &sandbox, inside)?;
-        let mut host = Socket::open().map_err(KernelError::from)?;
-        filter::forget_earlier_flows(&mut host, &bridge.ports, &attachment::addresses(ips));
+        filter::forget_earlier_flows(&bridge.ports, &attachment::addresses(ips));
         let ips = addresses.map(Allocation::commit).unwrap_or_default();
         let ips = ips.into_iter().map(|ip| Ip { interface: Some(SANDBOX_INTERFACE), ..ip });
         Ok(AddResult {

@@ -33,7 +33,7 @@ pub fn add(call: &Call) -> Result<AddResult, Error> {
         kernel::ensure(&mut host, &NetState { sysctls, ..NetState::default() }, |_| Ok(()))?;
     }
     filter::ensure(&portmap::rules(&call.attachment, &ports, &pod, link))?;
-    filter::forget_earlier_flows(&mut host, &ports, &pod);
+    filter::forget_earlier_flows(&ports, &pod);
     Ok(previous)
 }
 
