@@ -190,7 +190,11 @@ pub fn dns(ipam: &HostLocal) -> Result<Dns, IpamError> {
 /// If the store cannot be used.
 pub fn release(data_dir: &Path, attachment: &Attachment) -> Result<BTreeSet<IpAddr>, StoreError> {
     match Store::existing(data_dir, &attachment.network) {
-        Some(store) => store.lock()?.release(&Owner::of(attachment)),
+        Some(store) => {
+            let store = store.lock()?;
+            store.remove_leftover();
+            store.release(&Owner::of(attachment))
+        }
         None => Ok(BTreeSet::new()),
     }
 }

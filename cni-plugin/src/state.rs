@@ -108,6 +108,20 @@ impl StateFile {
         Ok(())
     }
 
+    /// Removes what processes that are gone had not finished in `data_dir`, of any file.
+    pub fn remove_orphans(data_dir: &Path) {
+        for entry in fs::read_dir(data_dir).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let hidden = name.to_str().and_then(|name| name.strip_prefix('.'));
+            let process = hidden.and_then(|name| name.rsplit_once('.')?.1.parse::<u32>().ok());
+            let is_orphan =
+                process.is_some_and(|id| !Path::new("/proc").join(id.to_string()).exists());
+            if is_orphan {
+                let _another_gc_may_be_faster = fs::remove_file(entry.path());
+            }
+        }
+    }
+
     /// Their names begin with a dot and the name of the file, and end with the process.
     fn leftovers(&self) -> Option<Vec<PathBuf>> {
         let prefix = format!(".{}.", self.path.file_name()?.to_str()?);

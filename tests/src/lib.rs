@@ -18,6 +18,7 @@ pub mod wait;
 
 pub mod cluster;
 pub mod etcd;
+pub mod fault;
 pub mod node;
 pub mod underlay;
 

@@ -105,6 +105,7 @@ fn flannel(valid: &Valid, conf: &NetConf, errors: &mut Vec<Error>) {
         }
     }
     collect(valid, &remains, errors);
+    StateFile::remove_orphans(&conf.data_dir);
     if errors.is_empty() {
         errors.extend(stale.iter().filter_map(|(_, file)| Some(file.remove().err()?.into())));
     }
