@@ -21,6 +21,7 @@ use sha2::{Digest, Sha256};
 use crate::bridge::{Bridge, Gateway};
 use crate::invocation::Attachment;
 use crate::masquerade;
+use crate::portmap;
 use crate::result::{self, AddResult, Interface, Ip};
 
 /// The state that an ADD brings about.
@@ -43,12 +44,29 @@ pub fn desired(
     ips: &[Ip],
     routes: &[result::Route],
 ) -> Desired {
-    let addresses = || ips.iter().map(|ip| ip.address);
     Desired {
         host: host(attachment, netns, bridge, ips),
-        sandbox: sandbox(attachment.if_name, bridge, ips, routes),
-        filter: bridge.masquerade.then(|| masquerade::rules(attachment, addresses())),
+        sandbox: sandbox(attachment, bridge, ips, routes),
+        filter: filter(attachment, bridge, ips),
     }
+}
+
+fn filter(attachment: &Attachment, bridge: &Bridge, ips: &[Ip]) -> Option<Ruleset> {
+    let mut tables = Vec::new();
+    if bridge.masquerade {
+        let addresses = ips.iter().map(|ip| ip.address);
+        tables.extend(masquerade::rules(attachment, addresses).tables);
+    }
+    if !bridge.ports.is_empty() {
+        let pod = addresses(ips);
+        tables.extend(portmap::rules(attachment, &bridge.ports, &pod, bridge.name).tables);
+    }
+    (!tables.is_empty()).then_some(Ruleset { tables })
+}
+
+/// The addresses themselves.
+pub fn addresses(ips: &[Ip]) -> Vec<IpAddr> {
+    ips.iter().map(|ip| ip.address.ip()).collect()
 }
 
 /// What the result of an ADD says about one attachment.
@@ -125,13 +143,14 @@ pub fn made(
 /// Whether an attachment is of no use without this parameter being set.
 pub fn is_essential(sysctl: &Sysctl) -> bool {
     let name = sysctl.as_path().rsplit('/').next();
-    matches!(name, Some("ip_forward" | "forwarding" | "disable_ipv6"))
+    matches!(name, Some("ip_forward" | "forwarding" | "disable_ipv6" | "route_localnet"))
 }
 
 /// Returns the routes that a sandbox with these addresses gets: those configured, and by default
 /// everything through the gateway of each family, unless a route says otherwise.
 pub fn routes(bridge: &Bridge, ips: &[Ip]) -> Vec<result::Route> {
-    let mut routes = bridge.ipam.routes.clone();
+    let configured = bridge.ipam.as_ref().map_or(&[][..], |ipam| &ipam.routes);
+    let mut routes = configured.to_vec();
     if bridge.gateway != Gateway::Default {
         return routes;
     }
@@ -139,7 +158,7 @@ pub fn routes(bridge: &Bridge, ips: &[Ip]) -> Vec<result::Route> {
         let of_family = |ip: &&Ip| ip.address.is_ipv4() == is_v4;
         let Some(gateway) = ips.iter().find(of_family).and_then(|ip| ip.gateway) else { continue };
         let dst = everything(gateway);
-        if !bridge.ipam.routes.iter().any(|route| route.dst == dst && route.gw.is_some()) {
+        if !configured.iter().any(|route| route.dst == dst && route.gw.is_some()) {
             routes.push(result::Route { gw: Some(gateway), ..result::Route::to(dst) });
         }
     }
@@ -171,6 +190,13 @@ pub fn alias(attachment: &Attachment) -> String {
     alias
 }
 
+/// Returns the container, the interface and the network of a remark that [`alias`] could have made.
+pub fn of_alias(alias: &str) -> Option<(&str, &str, &str)> {
+    let mut parts = alias.split('/');
+    let attachment = (parts.next()?, parts.next()?, parts.next()?);
+    parts.next().is_none().then_some(attachment)
+}
+
 /// Whether a link with the name of the host's end is it. A remark may be missing if the ADD was killed
 /// before it came to it.
 pub fn is_host_veth_of(attachment: &Attachment, link: &Link) -> bool {
@@ -195,7 +221,7 @@ pub fn mac_of(ip: IpAddr) -> MacAddr {
 fn host(attachment: &Attachment, netns: &Path, bridge: &Bridge, ips: &[Ip]) -> NetState {
     let veth = host_veth(attachment);
     let mut state = NetState::default();
-    state.links.insert(bridge.name, bridge_link(bridge, ips));
+    state.links.insert(bridge.name, bridge_link(attachment, bridge, ips));
     state.links.insert(veth, veth_link(attachment, netns, bridge, ips));
     for ip in gateways(bridge, ips) {
         state.addresses.insert(Address { link: bridge.name, ip });
@@ -204,6 +230,9 @@ fn host(attachment: &Attachment, netns: &Path, bridge: &Bridge, ips: &[Ip]) -> N
             IpNetwork::V6(_) => Sysctl::ipv6_forwarding(),
         };
         state.sysctls.insert(forwarding, "1".to_owned());
+    }
+    if bridge.ports.leads_loopback() && ips.iter().any(|ip| ip.address.is_ipv4()) {
+        state.sysctls.insert(Sysctl::ipv4(bridge.name, "route_localnet"), "1".to_owned());
     }
     // A pod must not configure the node.
     for link in [bridge.name, veth] {
@@ -219,9 +248,12 @@ fn digest(attachment: &Attachment) -> [u8; 32] {
 }
 
 /// Without an address of its own, a bridge takes that of one of its ports, and changes it with them;
-/// every neighbour would have to learn it anew.
-fn bridge_link(bridge: &Bridge, ips: &[Ip]) -> Link {
-    let mac = ips.iter().find_map(|ip| ip.gateway).map(mac_of);
+/// every neighbour would have to learn it anew. One that is no gateway may be connected to others, so
+/// its address comes from the identity of its first attachment, which no other node has.
+fn bridge_link(attachment: &Attachment, bridge: &Bridge, ips: &[Ip]) -> Link {
+    let [.., a, b, c, d, e, f, _, _, _, _, _, _] = digest(attachment);
+    let own = || MacAddr::local([a, b, c, d, e, f]);
+    let mac = Some(ips.iter().find_map(|ip| ip.gateway).map_or_else(own, mac_of));
     Link { mac, mtu: bridge.mtu, ..Link::up(LinkKind::Bridge) }
 }
 
@@ -229,7 +261,7 @@ fn veth_link(attachment: &Attachment, netns: &Path, bridge: &Bridge, ips: &[Ip])
     let peer = VethPeer {
         name: attachment.if_name,
         netns: netns.to_owned(),
-        mac: pod_mac(ips),
+        mac: Some(pod_mac(attachment, bridge, ips)),
         mtu: bridge.mtu,
     };
     let [.., a, b, c, d, e, f] = digest(attachment);
@@ -242,9 +274,16 @@ fn veth_link(attachment: &Attachment, netns: &Path, bridge: &Bridge, ips: &[Ip])
     }
 }
 
-fn sandbox(if_name: LinkName, bridge: &Bridge, ips: &[Ip], routes: &[result::Route]) -> NetState {
+fn sandbox(
+    attachment: &Attachment,
+    bridge: &Bridge,
+    ips: &[Ip],
+    routes: &[result::Route],
+) -> NetState {
+    let if_name = attachment.if_name;
     let mut state = NetState::default();
-    let interface = Link { mac: pod_mac(ips), mtu: bridge.mtu, ..Link::up(LinkKind::Veth(None)) };
+    let mac = Some(pod_mac(attachment, bridge, ips));
+    let interface = Link { mac, mtu: bridge.mtu, ..Link::up(LinkKind::Veth(None)) };
     state.links.insert(if_name, interface);
     state.links.insert(loopback(), Link::up(LinkKind::Loopback));
     state.addresses = ips.iter().map(|ip| Address { link: if_name, ip: ip.address }).collect();
@@ -272,8 +311,11 @@ fn kernel_route(if_name: LinkName, ips: &[Ip], route: &result::Route) -> (RouteK
     (key, Route { link: if_name, via, onlink: false, protocol: ROUTE_PROTOCOL })
 }
 
-fn pod_mac(ips: &[Ip]) -> Option<MacAddr> {
-    ips.first().map(|ip| mac_of(ip.address.ip()))
+fn pod_mac(attachment: &Attachment, bridge: &Bridge, ips: &[Ip]) -> MacAddr {
+    let [_, _, _, _, a, b, c, d, e, f, ..] = digest(attachment);
+    let own = || MacAddr::local([a, b, c, d, e, f]);
+    let by_address = || ips.first().map_or_else(own, |ip| mac_of(ip.address.ip()));
+    bridge.mac.unwrap_or_else(by_address)
 }
 
 fn loopback() -> LinkName {

@@ -1,20 +1,20 @@
-//! What a delegate of type `bridge` with `host-local` addresses understands of its configuration,
-//! and what it refuses because it cannot do it.
+//! What the plugin `bridge` understands of its configuration, and what it refuses because it cannot
+//! do it.
 //!
 //! A key that asks for something is never passed over in silence: either it works, or the ADD fails
 //! and names it. Keys that are not of the bridge plugin ask for nothing.
 
-use std::path::PathBuf;
-
 use fabric::json;
 use fabric::link_name::{InvalidLinkName, LinkName};
+use fabric::mac::MacAddr;
 use fabric::mtu::Mtu;
-use ipnetwork::IpNetwork;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::args::{Args, ArgsError};
-use crate::ipam::range::{Range, RangeError, RangeSet};
+use crate::ipam::config::{HostLocal, HostLocalError};
+use crate::plugin::Plugin;
+use crate::portmap::{PortMap, PortMapError};
 use crate::result::{Dns, Route};
 
 /// A checked configuration.
@@ -34,8 +34,12 @@ pub struct Bridge {
     pub masquerade: bool,
     /// What the result says about name servers; `None` for what `ipam` says, which is nothing.
     pub dns: Option<Dns>,
-    /// Where addresses come from.
-    pub ipam: HostLocal,
+    /// Ports of the node that lead to the attachment.
+    pub ports: PortMap,
+    /// The Ethernet address of the interface in the sandbox, if somebody asked for one.
+    pub mac: Option<MacAddr>,
+    /// Where addresses come from; `None` for a bridge that only switches.
+    pub ipam: Option<HostLocal>,
 }
 
 /// What the node is to the attachments of a bridge.
@@ -47,17 +51,6 @@ pub enum Gateway {
     OfSubnet,
     /// That, and where everything else goes by default.
     Default,
-}
-
-/// Where addresses come from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HostLocal {
-    /// The directory with a directory for each network.
-    pub data_dir: PathBuf,
-    /// One address is taken from each.
-    pub sets: Vec<RangeSet>,
-    /// What the sandbox is told to reach through the gateway.
-    pub routes: Vec<Route>,
 }
 
 /// Why a configuration cannot be served.
@@ -86,9 +79,15 @@ pub enum BridgeError {
     /// There is no such way to masquerade.
     #[error("unknown ipmasq backend {0:?}")]
     MasqueradeBackend(String),
-    /// A subnet has no addresses for pods.
-    #[error("invalid range set {0}")]
-    Range(usize, #[source] RangeError),
+    /// What is requested is not an Ethernet address.
+    #[error("failed to make veth pair: address {0}: invalid MAC address")]
+    Mac(String),
+    /// Ports cannot be led as configured.
+    #[error(transparent)]
+    Ports(#[from] PortMapError),
+    /// The addresses cannot be handed out as configured.
+    #[error(transparent)]
+    HostLocal(#[from] HostLocalError),
 }
 
 impl Bridge {
@@ -97,7 +96,8 @@ impl Bridge {
     /// # Errors
     /// If it cannot be understood, or asks for something that we cannot do.
     pub fn new(delegate: &Map<String, Value>, args: &str) -> Result<Self, BridgeError> {
-        refuse_unsupported(delegate, &Args::parse(args)?)?;
+        let args = Args::parse(args)?;
+        refuse_unsupported(delegate)?;
         let raw: RawBridge =
             json::from_value(delegate.clone().into()).map_err(BridgeError::Json)?;
         raw.check_masquerade_backend()?;
@@ -113,10 +113,41 @@ impl Bridge {
             hairpin: raw.hairpin_mode,
             mtu: mtu(raw.mtu)?,
             masquerade: raw.ip_masq,
-            dns: raw.dns,
-            ipam: raw.ipam.check()?,
+            mac: raw.mac(&args)?,
+            ipam: ipam(delegate, &args)?,
+            ports: PortMap::new(delegate)?,
+            dns: raw.dns.filter(|_| says_dns(delegate)),
         })
     }
+}
+
+/// Without a type, there are no addresses.
+fn ipam(delegate: &Map<String, Value>, args: &Args) -> Result<Option<HostLocal>, BridgeError> {
+    let kind = lookup(delegate, &["ipam", "type"]).filter(|kind| !is_default(kind));
+    let Some(kind) = kind else { return Ok(None) };
+    if kind != Plugin::HostLocal.as_str() {
+        let (key, value) = ("ipam.type".to_owned(), kind.to_string());
+        return Err(BridgeError::Unsupported { key, value });
+    }
+    let ipam = HostLocal::new(delegate, args)?;
+    check_scopes(&ipam.routes)?;
+    Ok(Some(ipam))
+}
+
+/// Routes get the scope that follows from their gateway.
+fn check_scopes(routes: &[Route]) -> Result<(), BridgeError> {
+    let scopes = routes.iter().map(|route| route.scope.unwrap_or(0)).enumerate();
+    let unsupported = |(index, scope): (usize, u32)| BridgeError::Unsupported {
+        key: format!("ipam.routes[{index}].scope"),
+        value: scope.to_string(),
+    };
+    scopes.filter(|(_, scope)| *scope != 0).map(unsupported).next().map_or(Ok(()), Err)
+}
+
+/// Whether name servers are configured here, be it that there shall be none.
+fn says_dns(delegate: &Map<String, Value>) -> bool {
+    let keys = ["nameservers", "domain", "search", "options"];
+    keys.iter().any(|key| lookup(delegate, &["dns", key]).is_some_and(|value| !value.is_null()))
 }
 
 #[derive(Default, Deserialize)]
@@ -131,7 +162,20 @@ struct RawBridge {
     mtu: i64,
     hairpin_mode: bool,
     dns: Option<Dns>,
-    ipam: RawHostLocal,
+    args: RawArgs,
+    runtime_config: RawMac,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct RawArgs {
+    cni: RawMac,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct RawMac {
+    mac: String,
 }
 
 impl RawBridge {
@@ -145,58 +189,19 @@ impl RawBridge {
             unknown => Err(BridgeError::MasqueradeBackend(unknown.to_owned())),
         }
     }
-}
 
-#[derive(Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct RawHostLocal {
-    data_dir: String,
-    ranges: Vec<Vec<RawRange>>,
-    routes: Vec<Route>,
-}
-
-#[derive(Deserialize)]
-struct RawRange {
-    subnet: IpNetwork,
-}
-
-impl RawHostLocal {
-    fn check(self) -> Result<HostLocal, BridgeError> {
-        self.check_scopes()?;
-        let sets = self.ranges.into_iter().enumerate();
-        let sets = sets.map(|(index, ranges)| {
-            range_set(ranges).map_err(|error| BridgeError::Range(index, error))
-        });
-        Ok(HostLocal {
-            data_dir: host_local_directory(&self.data_dir),
-            sets: sets.collect::<Result<_, _>>()?,
-            routes: self.routes,
-        })
+    /// What the runtime says counts most, `CNI_ARGS` least.
+    fn mac(&self, args: &Args) -> Result<Option<MacAddr>, BridgeError> {
+        let asked = [&self.runtime_config.mac, &self.args.cni.mac, &args.mac];
+        let asked = asked.into_iter().find(|text| !text.is_empty());
+        let parse = |text: &String| text.parse().map_err(|_| BridgeError::Mac(text.clone()));
+        asked.map(parse).transpose()
     }
-
-    /// Routes get the scope that follows from their gateway.
-    fn check_scopes(&self) -> Result<(), BridgeError> {
-        let scopes = self.routes.iter().map(|route| route.scope.unwrap_or(0)).enumerate();
-        let unsupported = |(index, scope): (usize, u32)| BridgeError::Unsupported {
-            key: format!("ipam.routes[{index}].scope"),
-            value: scope.to_string(),
-        };
-        scopes.filter(|(_, scope)| *scope != 0).map(unsupported).next().map_or(Ok(()), Err)
-    }
-}
-
-fn range_set(ranges: Vec<RawRange>) -> Result<RangeSet, RangeError> {
-    ranges.into_iter().map(|range| Range::of(range.subnet)).collect::<Result<_, _>>().map(RangeSet)
 }
 
 /// Returns the name of the bridge where nothing is configured.
 pub fn default_name() -> LinkName {
     "cni0".parse().expect("four letters and digits are a name")
-}
-
-/// Returns the directory where `host-local` keeps what it handed out.
-pub fn host_local_directory(configured: &str) -> PathBuf {
-    PathBuf::from(if configured.is_empty() { "/var/lib/cni/networks" } else { configured })
 }
 
 /// Zero stands for the kernel's default.
@@ -208,8 +213,8 @@ fn mtu(bytes: i64) -> Result<Option<Mtu>, BridgeError> {
     mtu.map(Some).ok_or(BridgeError::Mtu(bytes))
 }
 
-/// What the bridge and host-local plugins can do and we cannot.
-const UNSUPPORTED: [&[&str]; 16] = [
+/// What the bridge plugin can do and we cannot.
+const UNSUPPORTED: [&[&str]; 8] = [
     &["promiscMode"],
     &["vlan"],
     &["vlanTrunk"],
@@ -218,35 +223,16 @@ const UNSUPPORTED: [&[&str]; 16] = [
     &["enabledad"],
     &["disableContainerInterface"],
     &["portIsolation"],
-    &["mac"],
-    &["args", "cni", "mac"],
-    &["args", "cni", "ips"],
-    &["runtimeConfig", "mac"],
-    &["runtimeConfig", "ips"],
-    &["runtimeConfig", "ipRanges"],
-    &["ipam", "subnet"],
-    &["ipam", "resolvConf"],
 ];
 
-fn refuse_unsupported(delegate: &Map<String, Value>, args: &Args) -> Result<(), BridgeError> {
+fn refuse_unsupported(delegate: &Map<String, Value>) -> Result<(), BridgeError> {
     let unsupported = |key: String, value: &Value| {
         Err(BridgeError::Unsupported { key, value: value.to_string() })
     };
-    for (path, only) in [(&["type"][..], "bridge"), (&["ipam", "type"], "host-local")] {
-        let kind = lookup(delegate, path).unwrap_or(&Value::Null);
-        if kind != only {
-            return unsupported(path.join("."), kind);
-        }
-    }
     for path in UNSUPPORTED {
         let asked = lookup(delegate, path).filter(|value| !is_default(value));
         if let Some(value) = asked {
             return unsupported(path.join("."), value);
-        }
-    }
-    for (key, value) in [("CNI_ARGS MAC", &args.mac), ("CNI_ARGS IP", &args.ip)] {
-        if !value.is_empty() {
-            return unsupported(key.to_owned(), &Value::from(value.as_str()));
         }
     }
     Ok(())
@@ -274,9 +260,12 @@ fn is_default(value: &Value) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use serde_json::json;
 
     use super::*;
+    use crate::ipam::range::{Range, RangeSet};
 
     /// A delegate of the stock list with `changes` made to it.
     fn bridge(changes: Value) -> Result<Bridge, BridgeError> {
@@ -322,15 +311,19 @@ mod tests {
             mtu: Mtu::new(1450),
             masquerade: false,
             dns: None,
-            ipam: HostLocal {
+            mac: None,
+            ports: PortMap::default(),
+            ipam: Some(HostLocal {
                 data_dir: PathBuf::from("/var/lib/cni/networks"),
                 sets: vec![RangeSet(vec![Range::of("10.1.2.0/24".parse().unwrap()).unwrap()])],
+                requested: Vec::new(),
                 routes: vec![Route::to("10.1.0.0/16".parse().unwrap())],
-            },
+                resolv_conf: None,
+            }),
         };
         assert_eq!(bridge(json!({})).unwrap(), expected);
         let unsaid = json!({"vlan": 0, "promiscMode": false, "MacSpoofChk": null, "vlanTrunk": [],
-            "ipMasqBackend": null, "args": {"cni": {"ips": []}}, "unknown": {"vlan": 5}});
+            "ipMasqBackend": null, "args": {"cni": {"ips": []}}, "unknown": {"vlan": 5}, "dns": {}});
         assert_eq!(bridge(unsaid).unwrap(), expected);
     }
 
@@ -347,15 +340,13 @@ mod tests {
         assert_eq!(conf.gateway, Gateway::OfSubnet);
         assert!(conf.force_address && !conf.hairpin && conf.masquerade);
         assert_eq!(conf.dns.unwrap().nameservers, ["10.1.2.1"]);
-        assert_eq!(conf.ipam.data_dir, PathBuf::from("/run/pods"));
+        assert_eq!(conf.ipam.unwrap().data_dir, PathBuf::from("/run/pods"));
     }
 
     #[test]
     fn what_cannot_be_done_is_refused_by_name() {
         let table = [
-            (json!({"type": "macvlan"}), "unsupported field: type is \"macvlan\""),
             (json!({"ipam": {"type": "dhcp"}}), "unsupported field: ipam.type is \"dhcp\""),
-            (json!({"ipam": {"type": ""}}), "unsupported field: ipam.type is \"\""),
             (json!({"vlan": 5}), "unsupported field: vlan is 5"),
             (json!({"Vlan": "5"}), "unsupported field: vlan is \"5\""),
             (json!({"vlanTrunk": [{"id": 7}]}), "unsupported field: vlanTrunk is [{\"id\":7}]"),
@@ -366,18 +357,6 @@ mod tests {
                 "unsupported field: ipMasqBackend is \"iptables\"",
             ),
             (
-                json!({"args": {"cni": {"mac": "02::"}}}),
-                "unsupported field: args.cni.mac is \"02::\"",
-            ),
-            (
-                json!({"RuntimeConfig": {"ips": ["10.1.2.9"]}}),
-                "unsupported field: runtimeConfig.ips is [\"10.1.2.9\"]",
-            ),
-            (
-                json!({"ipam": {"resolvConf": "/etc/resolv.conf"}}),
-                "unsupported field: ipam.resolvConf is \"/etc/resolv.conf\"",
-            ),
-            (
                 json!({"ipam": {"routes": [{"dst": "10.0.0.0/8", "scope": 254}]}}),
                 "unsupported field: ipam.routes[0].scope is 254",
             ),
@@ -385,8 +364,34 @@ mod tests {
         for (changes, expected) in table {
             assert_eq!(bridge(changes).unwrap_err().to_string(), expected);
         }
-        let error = bridge_with_args(json!({}), "IP=10.1.2.9;IgnoreUnknown=1").unwrap_err();
-        assert_eq!(error.to_string(), "unsupported field: CNI_ARGS IP is \"10.1.2.9\"");
+    }
+
+    #[test]
+    fn an_ethernet_address_is_asked_for_in_three_ways() {
+        let args = "MAC=02:00:00:00:00:01";
+        let mac = |changes| bridge_with_args(changes, args).unwrap().mac.unwrap().to_string();
+        assert_eq!(mac(json!({})), "02:00:00:00:00:01");
+        let cni = json!({"cni": {"mac": "02:00:00:00:00:02"}});
+        assert_eq!(mac(json!({"args": cni})), "02:00:00:00:00:02");
+        let runtime = json!({"mac": "02:00:00:00:00:03"});
+        let all = json!({"args": cni, "RuntimeConfig": runtime});
+        assert_eq!(mac(all), "02:00:00:00:00:03");
+        let error = bridge(json!({"args": {"cni": {"mac": "02::"}}})).unwrap_err();
+        let expected = "failed to make veth pair: address 02::: invalid MAC address";
+        assert_eq!(error.to_string(), expected);
+    }
+
+    #[test]
+    fn without_addresses_it_only_switches() {
+        let conf = json!({"type": "bridge", "bridge": "br0", "ipam": {"type": ""}});
+        assert_eq!(Bridge::new(conf.as_object().unwrap(), "").unwrap().ipam, None);
+        assert_eq!(Bridge::new(&Map::new(), "").unwrap().ipam, None);
+    }
+
+    #[test]
+    fn name_servers_of_the_bridge_count_before_those_of_the_addresses() {
+        assert_eq!(bridge(json!({"dns": {"nameservers": null}})).unwrap().dns, None);
+        assert_eq!(bridge(json!({"dns": {"search": []}})).unwrap().dns, Some(Dns::default()));
     }
 
     #[test]

@@ -9,7 +9,9 @@ use fabric::subnet_file::SubnetFile;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use crate::bridge::{Bridge, BridgeError, lookup};
 use crate::netconf::NetConf;
+use crate::plugin::Plugin;
 use crate::result::Route;
 
 /// Why there is no configuration for a delegate.
@@ -56,6 +58,19 @@ pub fn configuration(
     }
     delegate.insert("ipam".to_owned(), ipam(conf, subnet_file)?.into());
     Ok(delegate)
+}
+
+/// Returns the bridge that such a configuration asks for.
+///
+/// # Errors
+/// If it asks for something else, or for something that we cannot do.
+pub fn bridge(delegate: &Map<String, Value>, args: &str) -> Result<Bridge, BridgeError> {
+    match lookup(delegate, &["type"]) {
+        Some(kind) if kind != Plugin::Bridge.as_str() => {
+            Err(BridgeError::Unsupported { key: "type".to_owned(), value: kind.to_string() })
+        }
+        _ => Bridge::new(delegate, args),
+    }
 }
 
 fn check_template(delegate: &Map<String, Value>) -> Result<(), DelegateError> {
@@ -203,5 +218,12 @@ mod tests {
             let error = delegate_for(conf, SUBNET_FILE).unwrap_err();
             assert_eq!(crate::error::chain(&error), expected);
         }
+    }
+
+    #[test]
+    fn only_a_bridge_can_be_made() {
+        let delegate = json!({"type": "macvlan"});
+        let error = bridge(delegate.as_object().unwrap(), "").unwrap_err();
+        assert_eq!(error.to_string(), "unsupported field: type is \"macvlan\"");
     }
 }

@@ -1,14 +1,20 @@
 //! Errors as the runtime sees them. The only place that knows the codes of the specification.
 
+use ipnetwork::IpNetwork;
 use serde::Serialize;
 
+use crate::args::ArgsError;
 use crate::bridge::BridgeError;
 use crate::command::check::Difference;
 use crate::delegate::DelegateError;
 use crate::invocation::InvocationError;
+use crate::ipam::config::HostLocalError;
+use crate::ipam::range::RangeSet;
 use crate::ipam::store::StoreError;
 use crate::ipam::{IpamError, NoAddress};
 use crate::kernel::KernelError;
+use crate::netconf::NetConfError;
+use crate::portmap::PortMapError;
 use crate::result::ResultError;
 use crate::sandbox::SandboxError;
 use crate::sharing::Conflict;
@@ -33,6 +39,30 @@ pub enum Error {
         chain(.0)
     )]
     NotAvailable(fabric::subnet_file::ReadError),
+    /// There is no address for another pod.
+    #[error("no pod can be attached: no IP addresses available in range set: {0}")]
+    NoAddresses(RangeSet),
+    /// There cannot be a bridge.
+    #[error("no pod can be attached: {0}")]
+    NoBridge(Conflict),
+    /// The configuration of the network does not decode.
+    #[error(transparent)]
+    NetConf(#[from] NetConfError),
+    /// `CNI_ARGS` cannot be followed.
+    #[error(transparent)]
+    Args(#[from] ArgsError),
+    /// Addresses cannot be handed out as configured.
+    #[error(transparent)]
+    HostLocal(#[from] HostLocalError),
+    /// Ports cannot be led as configured.
+    #[error(transparent)]
+    Ports(#[from] PortMapError),
+    /// There is no plugin before it in the list.
+    #[error("must be called as chained plugin")]
+    NotChained,
+    /// The loopback interface of the sandbox is used for something else.
+    #[error("loopback interface found with non-loopback address {:?}", .0.to_string())]
+    NotLoopback(IpNetwork),
     /// The templates for the delegate are of no use.
     #[error(transparent)]
     Delegate(#[from] DelegateError),
@@ -57,6 +87,12 @@ pub enum Error {
     /// The result cannot be written, or a previous one cannot be read.
     #[error(transparent)]
     Result(#[from] ResultError),
+    /// The list of attachments that are to stay does not decode.
+    #[error("failed to load valid attachments")]
+    ValidAttachments(#[source] fabric::json::Error),
+    /// Some of what was to be removed is still there.
+    #[error("{}", .0.iter().map(|error| chain(error)).collect::<Vec<_>>().join("; "))]
+    Remains(Vec<Error>),
     /// A CHECK found that something is not as it was made.
     #[error(transparent)]
     Difference(#[from] Difference),
@@ -118,18 +154,33 @@ impl Error {
         match self {
             Self::Invocation(error) => invocation_code(error),
             Self::SubnetFile(_) => TRY_AGAIN_LATER,
-            Self::NotAvailable(_) => PLUGIN_NOT_AVAILABLE,
+            Self::NotAvailable(_) | Self::NoAddresses(_) | Self::NoBridge(_) => {
+                PLUGIN_NOT_AVAILABLE
+            }
+            Self::NetConf(_) | Self::HostLocal(HostLocalError::Json(_)) => UNDECODABLE,
+            Self::ValidAttachments(_) => UNDECODABLE,
+            Self::Remains(errors) => errors.first().map_or(INTERNAL, Self::code),
+            Self::Ports(error) | Self::Bridge(BridgeError::Ports(error)) => ports_code(error),
+            Self::NotChained => INVALID_CONFIGURATION,
+            Self::Args(_) => INVALID_ENVIRONMENT,
+            Self::HostLocal(_) => INVALID_CONFIGURATION,
+            Self::NotLoopback(_) => IN_THE_WAY,
             Self::Delegate(_) => INVALID_CONFIGURATION,
-            Self::Bridge(BridgeError::Json(_)) => UNDECODABLE,
+            Self::Bridge(
+                BridgeError::Json(_) | BridgeError::HostLocal(HostLocalError::Json(_)),
+            ) => UNDECODABLE,
             Self::Bridge(BridgeError::Unsupported { .. }) => UNSUPPORTED_FIELD,
             Self::Bridge(BridgeError::Args(_)) => INVALID_ENVIRONMENT,
             Self::Bridge(_) => INVALID_CONFIGURATION,
             Self::Ipam(IpamError::Range { reason, .. }) => match reason {
-                NoAddress::Exhausted(_) => NO_FREE_ADDRESS,
+                NoAddress::Exhausted(_) | NoAddress::Taken(..) | NoAddress::Gateway(_) => {
+                    NO_FREE_ADDRESS
+                }
                 NoAddress::Duplicate { .. } => IN_THE_WAY,
                 NoAddress::Store(_) => IO,
             },
-            Self::Ipam(IpamError::Store(_)) | Self::State(_) => IO,
+            Self::Ipam(IpamError::Requested(_)) => NO_FREE_ADDRESS,
+            Self::Ipam(IpamError::Store(_) | IpamError::ResolvConf { .. }) | Self::State(_) => IO,
             Self::Sandbox(_) => INVALID_NETNS,
             Self::Kernel(KernelError::Conflict(_)) => IN_THE_WAY,
             Self::Kernel(_) | Self::Filter(_) => KERNEL_REFUSED,
@@ -184,10 +235,17 @@ fn invocation_code(error: &InvocationError) -> u32 {
         InvocationError::Stdin(_) => IO,
         InvocationError::Json(_)
         | InvocationError::VersionJson(_)
-        | InvocationError::NetConf(_)
         | InvocationError::Version(VersionError::Malformed { .. }) => UNDECODABLE,
         InvocationError::NoName | InvocationError::Name(_) => INVALID_CONFIGURATION,
         InvocationError::Version(_) => INCOMPATIBLE_VERSION,
+    }
+}
+
+fn ports_code(error: &PortMapError) -> u32 {
+    match error {
+        PortMapError::Json(_) => UNDECODABLE,
+        PortMapError::Unsupported { .. } => UNSUPPORTED_FIELD,
+        _ => INVALID_CONFIGURATION,
     }
 }
 

@@ -11,8 +11,8 @@ use std::path::PathBuf;
 use fabric::json;
 use fabric::link_name::{InvalidLinkName, LinkName};
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
-use crate::netconf::NetConf;
 use crate::version::{Version, VersionError};
 
 /// What the runtime wants, in `CNI_COMMAND`.
@@ -103,8 +103,17 @@ pub struct Call {
     pub own_netns_allowed: bool,
     /// The version of the configuration and so of the result.
     pub version: Version,
+    /// The configuration, which each plugin understands in its own way.
+    pub config: Map<String, Value>,
+}
+
+/// What comes with commands about a whole network.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NetworkCall {
+    /// Which network.
+    pub network: Id,
     /// The configuration.
-    pub conf: NetConf,
+    pub config: Map<String, Value>,
 }
 
 /// A command with all that it needs.
@@ -117,9 +126,9 @@ pub enum Request {
     /// Verify the attachment, in the sandbox at this path.
     Check(Call, PathBuf),
     /// Remove what attachments left behind that are gone.
-    Gc(NetConf),
+    Gc(NetworkCall),
     /// Tell whether an ADD could be served now.
-    Status(NetConf),
+    Status(NetworkCall),
     /// Tell the versions of the specification.
     Version,
 }
@@ -157,9 +166,6 @@ pub enum InvocationError {
     /// The version is not one that can be served.
     #[error(transparent)]
     Version(#[from] VersionError),
-    /// The configuration is JSON, but not of a network of ours.
-    #[error("failed to load flannel netconf file: failed to load netconf")]
-    NetConf(#[source] json::Error),
 }
 
 /// The Go library has shorter texts than the kernel's rules.
@@ -224,8 +230,8 @@ impl Invocation {
         let Some(network) = name else { return Ok(Request::Version) };
         let said: Versioned = json::from_slice(&config).map_err(InvocationError::VersionJson)?;
         let version = Version::negotiate(&said.cni_version, command)?;
-        let conf: NetConf = json::from_slice(&config).map_err(InvocationError::NetConf)?;
-        environment.request(command, network, version, conf)
+        let config = json::from_slice(&config).map_err(InvocationError::Json)?;
+        environment.request(command, network, version, config)
     }
 }
 
@@ -299,21 +305,30 @@ impl Environment {
         command: Command,
         network: Id,
         version: Version,
-        conf: NetConf,
+        config: Map<String, Value>,
     ) -> Result<Request, InvocationError> {
         let netns = (!self.netns.is_empty()).then(|| PathBuf::from(&self.netns));
-        let call = |conf| self.call(network, version, conf);
+        let whole = |network, config| NetworkCall { network, config };
         Ok(match command {
-            Command::Add => Request::Add(call(conf)?, netns.unwrap_or_default()),
-            Command::Check => Request::Check(call(conf)?, netns.unwrap_or_default()),
-            Command::Del => Request::Del(call(conf)?, netns),
-            Command::Gc => Request::Gc(conf),
-            Command::Status => Request::Status(conf),
+            Command::Add => {
+                Request::Add(self.call(network, version, config)?, netns.unwrap_or_default())
+            }
+            Command::Check => {
+                Request::Check(self.call(network, version, config)?, netns.unwrap_or_default())
+            }
+            Command::Del => Request::Del(self.call(network, version, config)?, netns),
+            Command::Gc => Request::Gc(whole(network, config)),
+            Command::Status => Request::Status(whole(network, config)),
             Command::Version => Request::Version,
         })
     }
 
-    fn call(&self, network: Id, version: Version, conf: NetConf) -> Result<Call, InvocationError> {
+    fn call(
+        self,
+        network: Id,
+        version: Version,
+        config: Map<String, Value>,
+    ) -> Result<Call, InvocationError> {
         let invalid = || InvocationError::ContainerId(self.container_id.clone());
         let container = Id::new(&self.container_id).ok_or_else(invalid)?;
         let if_name = self.if_name.parse().map_err(InvocationError::IfName)?;
@@ -323,7 +338,7 @@ impl Environment {
             args: self.args.clone(),
             own_netns_allowed: allowed == "1" || allowed.eq_ignore_ascii_case("true"),
             version,
-            conf,
+            config,
         })
     }
 }

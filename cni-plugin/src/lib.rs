@@ -2,15 +2,17 @@
 //!
 //! One process does what the Go plugins `flannel`, `bridge` and `host-local` do in three: it reads
 //! the subnet file, takes an address, makes a veth pair between the node's bridge and the sandbox,
-//! and tells the runtime. It starts no other programs.
+//! and tells the runtime. It starts no other programs. Under their names it is those plugins too.
 //!
 //! [`process`] is the way through: an [`invocation`] becomes a request, a [`command`] serves it, an
 //! [`error`] or a [`result`] goes back.
 
 pub mod args;
 pub mod command;
+pub mod install;
 pub mod invocation;
 pub mod netconf;
+pub mod plugin;
 pub mod process;
 pub mod version;
 
@@ -19,12 +21,15 @@ pub mod bridge;
 pub mod delegate;
 pub mod ipam;
 pub mod masquerade;
+pub mod portmap;
 pub mod sharing;
 
+pub mod filter;
 pub mod kernel;
 pub mod sandbox;
 pub mod state;
 
+pub mod arena;
 pub mod error;
 pub mod output;
 pub mod result;

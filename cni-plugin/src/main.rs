@@ -2,14 +2,40 @@
 
 use std::io::{self, Write};
 use std::panic::PanicHookInfo;
+use std::path::Path;
 use std::process::ExitCode;
 
+use cni_plugin::arena::Arena;
+use cni_plugin::error::chain;
+use cni_plugin::install::{Install, InstallError};
+use cni_plugin::plugin::Plugin;
 use cni_plugin::process::{self, Outcome};
+
+#[global_allocator]
+static MEMORY: Arena = Arena::new();
 
 fn main() -> ExitCode {
     std::panic::set_hook(Box::new(report_panic));
+    let mut arguments = std::env::args_os().map(|text| text.to_string_lossy().into_owned());
+    let program = arguments.next().unwrap_or_default();
+    // Runtimes give no arguments.
+    if arguments.next().is_some_and(|verb| verb == "install") {
+        return install(&arguments.collect::<Vec<_>>());
+    }
     let variable = |name: &str| Some(std::env::var_os(name)?.to_string_lossy().into_owned());
-    finish(&process::run(variable, io::stdin()))
+    finish(&process::run(Plugin::of_program(Path::new(&program)), variable, io::stdin()))
+}
+
+fn install(arguments: &[String]) -> ExitCode {
+    const BAD_USAGE: u8 = 2;
+    let installed =
+        Install::parse(arguments).and_then(|install| install.run(Path::new("/proc/self/exe")));
+    let Err(error) = installed else { return ExitCode::SUCCESS };
+    let _nobody_is_left_to_tell = writeln!(io::stderr(), "{}", chain(&error));
+    match error {
+        InstallError::Usage | InstallError::Unknown(_) => BAD_USAGE.into(),
+        InstallError::Write { .. } => ExitCode::FAILURE,
+    }
 }
 
 /// Writes what is to be told. Nobody is left to tell if that fails.

@@ -9,14 +9,12 @@ use fabric::packet_filter::{
 use ipnetwork::IpNetwork;
 use sha2::{Digest, Sha512};
 
-use crate::invocation::Attachment;
+use crate::invocation::{Attachment, Id};
 
 /// Longer comments are refused by the kernel (`NFT_USERDATA_MAXLEN`, less what frames them).
 const COMMENT_BYTES: usize = 128;
 
 /// Returns the rules for an attachment with these addresses, each with the length of its subnet.
-///
-/// Without addresses, it says that the attachment has no rules.
 pub fn rules(attachment: &Attachment, addresses: impl Iterator<Item = IpNetwork>) -> Ruleset {
     let comment = comment(attachment);
     let checks = addresses.map(|address| Rule {
@@ -31,9 +29,9 @@ pub fn rules(attachment: &Attachment, addresses: impl Iterator<Item = IpNetwork>
     Ruleset { tables: vec![table(mark(attachment), vec![checks, postrouting()])] }
 }
 
-/// Returns the ruleset of an attachment that has no rules, in a form that makes nothing.
-pub fn no_rules(attachment: &Attachment) -> Ruleset {
-    Ruleset { tables: vec![table(mark(attachment), Vec::new())] }
+/// Returns the tables that have rules of attachments, to look through.
+pub fn tables() -> Ruleset {
+    Ruleset { tables: vec![table(String::new(), Vec::new())] }
 }
 
 const CHECKS: &str = "masq_checks";
@@ -64,14 +62,20 @@ fn postrouting() -> Chain {
     }
 }
 
-/// What the comments of an attachment's rules start with: 16 digits for the network, 16 for the
-/// interface of the container.
-fn mark(attachment: &Attachment) -> String {
-    let Attachment { network, container, if_name } = attachment;
-    format!("{}-{}", digest(network.as_str()), digest(&format!("{if_name}:{container}")))
+/// What the comments of all rules of a network start with.
+pub fn network_mark(network: &Id) -> String {
+    format!("{}-", digest(network.as_str()))
 }
 
-fn comment(attachment: &Attachment) -> String {
+/// What the comments of an attachment's rules start with: 16 digits for the network, 16 for the
+/// interface of the container.
+pub fn mark(attachment: &Attachment) -> String {
+    let Attachment { network, container, if_name } = attachment;
+    network_mark(network) + &digest(&format!("{if_name}:{container}"))
+}
+
+/// Returns the comment on an attachment's rules.
+pub fn comment(attachment: &Attachment) -> String {
     let Attachment { network, container, if_name } = attachment;
     let mark = mark(attachment);
     let mut comment = format!("{mark}, net: {network}, if: {if_name}, id: {container}");
@@ -96,7 +100,6 @@ fn subnet(address: IpNetwork) -> IpNetwork {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::invocation::Id;
 
     fn attachment(network: &str, container: &str) -> Attachment {
         Attachment {

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use fabric::json;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -24,8 +25,21 @@ pub struct NetConf {
     pub ipam: Map<String, Value>,
     /// What the runtime says about this attachment.
     pub runtime_config: Option<Map<String, Value>>,
-    /// The result of the whole list's ADD.
-    pub prev_result: Option<Value>,
+}
+
+/// The configuration is JSON, but not of a network of ours.
+#[derive(Debug, thiserror::Error)]
+#[error("failed to load flannel netconf file: failed to load netconf")]
+pub struct NetConfError(#[source] json::Error);
+
+impl NetConf {
+    /// Reads the configuration.
+    ///
+    /// # Errors
+    /// If a value is of the wrong type.
+    pub fn new(config: &Map<String, Value>) -> Result<Self, NetConfError> {
+        json::from_value(config.clone().into()).map_err(NetConfError)
+    }
 }
 
 impl Default for NetConf {
@@ -38,7 +52,22 @@ impl Default for NetConf {
             delegate: Map::new(),
             ipam: Map::new(),
             runtime_config: None,
-            prev_result: None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_value_of_the_wrong_type_is_named() {
+        let config = json!({"name": "a", "delegate": 1});
+        let error = NetConf::new(config.as_object().unwrap()).unwrap_err();
+        let expected = "failed to load flannel netconf file: failed to load netconf: \
+                        delegate: expected a map, found integer `1`";
+        assert_eq!(crate::error::chain(&error), expected);
     }
 }

@@ -6,6 +6,7 @@ use crate::command;
 use crate::error::{Error, Failure};
 use crate::invocation::{Invocation, InvocationError};
 use crate::output::pretty;
+use crate::plugin::Plugin;
 use crate::version::Version;
 
 /// What is to be written, and where to.
@@ -19,15 +20,19 @@ pub enum Outcome {
     About(String),
 }
 
-/// Serves one call, with the variables of the environment and the configuration to be read.
-pub fn run(variable: impl Fn(&str) -> Option<String>, stdin: impl Read) -> Outcome {
+/// Serves one call of a plugin, with the variables of the environment and the configuration to be
+/// read.
+pub fn run(plugin: Plugin, variable: impl Fn(&str) -> Option<String>, stdin: impl Read) -> Outcome {
     let invocation = match Invocation::collect(&variable, stdin) {
         Ok(invocation) => invocation,
-        Err(InvocationError::Missing(_)) if is_by_hand(&variable) => return Outcome::About(about()),
+        Err(InvocationError::Missing(_)) if is_by_hand(&variable) => {
+            return Outcome::About(about(plugin));
+        }
         Err(error) => return failure(&error.into(), Version::NEWEST),
     };
     let version = invocation.version();
-    let document = invocation.request().map_err(Error::from).and_then(command::run);
+    let request = invocation.request().map_err(Error::from);
+    let document = request.and_then(|request| command::run(plugin, &request));
     document.map_or_else(|error| failure(&error, version), Outcome::Success)
 }
 
@@ -45,10 +50,10 @@ fn is_by_hand(variable: impl Fn(&str) -> Option<String>) -> bool {
 }
 
 /// Monitoring scripts read this.
-fn about() -> String {
+fn about(plugin: Plugin) -> String {
     let versions = Version::ALL.map(Version::as_str).join(", ");
     format!(
-        "CNI Plugin flannel version v{} ({}/{})\nCNI protocol versions supported: {versions}\n",
+        "CNI Plugin {plugin} version v{} ({}/{})\nCNI protocol versions supported: {versions}\n",
         env!("CARGO_PKG_VERSION"),
         std::env::consts::OS,
         go_architecture(),
@@ -76,7 +81,7 @@ mod tests {
             let value = variables.iter().find(|(key, _)| *key == name)?.1;
             Some(value.to_owned())
         };
-        run(lookup, stdin.as_bytes())
+        run(Plugin::Flannel, lookup, stdin.as_bytes())
     }
 
     #[test]

@@ -46,6 +46,14 @@ impl StateFile {
         Self { path: data_dir.join(container.as_str()) }
     }
 
+    /// All files in `data_dir` that are kept for a network, with the containers that they are for.
+    pub fn all(data_dir: &Path, network: &Id) -> Vec<(Id, Self)> {
+        let entries = fs::read_dir(data_dir).into_iter().flatten().flatten();
+        let containers = entries.filter_map(|entry| Id::new(entry.file_name().to_str()?));
+        let files = containers.map(|container| (container.clone(), Self::of(data_dir, &container)));
+        files.filter(|(_, file)| file.read_for(network) != State::Missing).collect()
+    }
+
     /// Reads the file. A container may be attached to several networks, but there is only one file
     /// for it; what is kept for another network counts as nothing.
     pub fn read_for(&self, network: &Id) -> State {
@@ -74,15 +82,56 @@ impl StateFile {
         Ok(Saved { file: self.clone(), previous, committed: false })
     }
 
-    /// Removes the file, if it is there.
+    /// Removes the file, if it is there, and what killed processes had not finished of it.
     ///
     /// # Errors
     /// If it stays.
     pub fn remove(&self) -> Result<(), StateError> {
+        self.remove_leftovers()?;
         match fs::remove_file(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             result => result.map_err(self.cannot("remove")),
         }
+    }
+
+    /// Removes what killed processes had not finished of the file.
+    ///
+    /// # Errors
+    /// If some of it stays.
+    pub fn remove_leftovers(&self) -> Result<(), StateError> {
+        for path in self.leftovers().unwrap_or_default() {
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                result => result.map_err(self.cannot("remove what was not finished of"))?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what processes that are gone had not finished in `data_dir`, of any file.
+    pub fn remove_orphans(data_dir: &Path) {
+        for entry in fs::read_dir(data_dir).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let hidden = name.to_str().and_then(|name| name.strip_prefix('.'));
+            let process = hidden.and_then(|name| name.rsplit_once('.')?.1.parse::<u32>().ok());
+            let is_orphan =
+                process.is_some_and(|id| !Path::new("/proc").join(id.to_string()).exists());
+            if is_orphan {
+                let _another_gc_may_be_faster = fs::remove_file(entry.path());
+            }
+        }
+    }
+
+    /// Their names begin with a dot and the name of the file, and end with the process.
+    fn leftovers(&self) -> Option<Vec<PathBuf>> {
+        let prefix = format!(".{}.", self.path.file_name()?.to_str()?);
+        let is_leftover = |entry: &fs::DirEntry| {
+            let name = entry.file_name();
+            let process = name.to_str().and_then(|name| name.strip_prefix(&prefix));
+            process.is_some_and(|process| process.bytes().all(|digit| digit.is_ascii_digit()))
+        };
+        let entries = fs::read_dir(self.path.parent()?).ok()?.flatten();
+        Some(entries.filter(is_leftover).map(|entry| entry.path()).collect())
     }
 
     fn write(&self, content: &[u8]) -> io::Result<()> {
@@ -196,5 +245,21 @@ mod tests {
             fs::write(&file.path, content).unwrap();
             assert_eq!(read(&file), State::Damaged, "{content:?}");
         }
+    }
+
+    #[test]
+    fn what_a_killed_process_left_goes_with_the_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = file(directory.path());
+        file.save(&delegate(1450)).unwrap().commit();
+        let parent = file.path.parent().unwrap();
+        for name in [".one.17", ".one.two.18", ".two.19"] {
+            fs::write(parent.join(name), "{").unwrap();
+        }
+        file.remove().unwrap();
+        let mut left: Vec<_> =
+            fs::read_dir(parent).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, [".one.two.18", ".two.19"]);
     }
 }

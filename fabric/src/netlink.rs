@@ -10,7 +10,7 @@ mod observe;
 mod socket;
 
 pub use apply::{ApplyError, apply};
-pub use interfaces::{DefaultRoute, Interface, InterfaceAddress, Inventory, route_to};
+pub use interfaces::{DefaultRoute, Interface, InterfaceAddress, Inventory, aliases, route_to};
 pub use link_up::LinkMonitor;
 pub use observe::{Adopted, Routes, Scope, observe};
 pub use socket::{NetlinkError, Refusal, Socket};

@@ -12,11 +12,14 @@ mod text;
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::SocketAddr;
 
 use ipnetwork::IpNetwork;
 use netlink_packet_core::DecodeError;
 
-pub use change::{Change, Operation, diff};
+use crate::link_name::LinkName;
+
+pub use change::{Change, Operation, diff, removal};
 
 /// How often we start again because others change the packet filter at the same time. Each time
 /// somebody else made progress, so this bounds how many may start a pod at once.
@@ -45,6 +48,28 @@ pub trait PacketFilter {
 pub fn ensure(filter: &mut impl PacketFilter, desired: &Ruleset) -> Result<Change, Error> {
     for _ in 0..ATTEMPTS {
         let change = diff(desired, &filter.observe(desired)?);
+        if change.is_empty() {
+            return Ok(change);
+        }
+        match filter.apply(&change) {
+            Err(Error::Stale) => {}
+            applied => return applied.map(|()| change),
+        }
+    }
+    Err(Error::Stale)
+}
+
+/// Removes the rules whose comment `is_stale` from the tables, and returns what was changed for it.
+///
+/// # Errors
+/// Those of [`PacketFilter::observe`] and [`PacketFilter::apply`].
+pub fn remove_rules(
+    filter: &mut impl PacketFilter,
+    tables: &Ruleset,
+    is_stale: impl Fn(&str) -> bool,
+) -> Result<Change, Error> {
+    for _ in 0..ATTEMPTS {
+        let change = removal(&filter.observe(tables)?, &is_stale);
         if change.is_empty() {
             return Ok(change);
         }
@@ -126,6 +151,48 @@ pub enum Hook {
     FilterForward,
     /// `type nat hook postrouting priority srcnat`
     NatPostrouting,
+    /// `type nat hook prerouting priority dstnat`
+    NatPrerouting,
+    /// `type nat hook output priority -100`, the counterpart for what the node itself sends.
+    NatOutput,
+    /// `type filter hook prerouting priority raw`, before addresses are translated back.
+    FilterPrerouting,
+}
+
+impl Hook {
+    /// All of them.
+    pub(crate) const ALL: [Self; 5] = [
+        Self::FilterForward,
+        Self::NatPostrouting,
+        Self::NatPrerouting,
+        Self::NatOutput,
+        Self::FilterPrerouting,
+    ];
+}
+
+/// A protocol with ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Transport {
+    /// RFC 9293.
+    Tcp,
+    /// RFC 768.
+    Udp,
+    /// RFC 9260.
+    Sctp,
+}
+
+impl Transport {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Tcp, Self::Udp, Self::Sctp];
+
+    /// Returns the name that `nft` has for it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Sctp => "sctp",
+        }
+    }
 }
 
 /// What happens to a packet for which all matches hold.
@@ -148,6 +215,12 @@ pub enum Match {
     Destination(IpNetwork, bool),
     /// `meta mark & BITS == BITS`
     Mark(u32),
+    /// `fib daddr type local`: sent to an address of the node itself.
+    LocalDestination,
+    /// `tcp dport PORT`
+    DestinationPort(Transport, u16),
+    /// `iifname NAME`
+    InputInterface(LinkName),
 }
 
 impl PartialEq for Match {
@@ -161,7 +234,20 @@ impl PartialEq for Match {
                 equal == also_equal && same(a, b)
             }
             (Self::Mark(a), Self::Mark(b)) => a == b,
-            (Self::Source(..) | Self::Destination(..) | Self::Mark(_), _) => false,
+            (Self::LocalDestination, Self::LocalDestination) => true,
+            (Self::DestinationPort(a, port), Self::DestinationPort(b, other)) => {
+                (a, port) == (b, other)
+            }
+            (Self::InputInterface(a), Self::InputInterface(b)) => a == b,
+            (
+                Self::Source(..)
+                | Self::Destination(..)
+                | Self::Mark(_)
+                | Self::LocalDestination
+                | Self::DestinationPort(..)
+                | Self::InputInterface(_),
+                _,
+            ) => false,
         }
     }
 }
@@ -177,6 +263,12 @@ pub enum Verdict {
     Return,
     /// Go on in another chain, without coming back.
     Goto(String),
+    /// Go on in another chain, and come back from its end.
+    Jump(String),
+    /// Let it vanish.
+    Drop,
+    /// Send it to another address and port, which is of the family of the table.
+    DestinationNat(SocketAddr),
     /// Give it the address of the interface that it leaves by.
     Masquerade {
         /// Pick the source port at random, so that two CPUs do not race for one.

@@ -59,6 +59,8 @@ pub enum Op {
 pub enum LinkChange {
     /// Bring it up.
     Up,
+    /// Take it down. No plan for a state does so.
+    Down,
     /// Give it another MTU.
     Mtu(Mtu),
     /// Give it another Ethernet address.
@@ -466,6 +468,7 @@ impl fmt::Display for LinkChange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Up => f.write_str("up"),
+            Self::Down => f.write_str("down"),
             Self::Mtu(mtu) => write!(f, "mtu {mtu}"),
             Self::Mac(mac) => write!(f, "address {mac}"),
             Self::Master(bridge) => write!(f, "master {bridge}"),

@@ -19,6 +19,7 @@ pub mod wait;
 pub mod cluster;
 pub mod etcd;
 pub mod etcd_cluster;
+pub mod fault;
 pub mod node;
 pub mod underlay;
 

@@ -27,6 +27,11 @@ impl Namespace {
         namespace
     }
 
+    /// One that somebody else made.
+    pub fn existing(name: &str) -> Self {
+        Self { name: name.to_owned() }
+    }
+
     /// Removes the name; the namespace goes when nothing else holds it: `ip netns delete NAME`.
     pub fn delete(&self) {
         program::run(program::installed("ip").args(["netns", "delete", &self.name]));

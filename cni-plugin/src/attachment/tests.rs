@@ -21,6 +21,7 @@ fn bridge(changes: &[(&str, Value)]) -> Bridge {
     for (key, value) in changes {
         delegate[*key] = value.clone();
     }
+    delegate["ipam"]["ranges"] = json!([[{"subnet": "10.1.2.0/24"}]]);
     Bridge::new(delegate.as_object().unwrap(), "").unwrap()
 }
 

@@ -8,22 +8,26 @@ use fabric::link_name::LinkName;
 use fabric::netlink::{LinkMonitor, Socket, observe};
 use fabric::netns::Netns;
 use fabric::netstate::{Link, NetState};
-use fabric::packet_filter;
-use fabric::packet_filter::nft::Nft;
 use fabric::subnet_file::SubnetFile;
 
+use crate::args::Args;
 use crate::attachment::{self, Desired, host_veth};
 use crate::bridge::Bridge;
-use crate::command::del;
+use crate::command::{del, loopback, ports};
 use crate::delegate;
 use crate::error::Error;
+use crate::filter;
 use crate::invocation::{Attachment, Call};
-use crate::ipam;
+use crate::ipam::config::HostLocal;
+use crate::ipam::{self, Allocation};
 use crate::kernel::{self, KernelError, links};
-use crate::result::{AddResult, Interface, Ip};
+use crate::netconf::NetConf;
+use crate::plugin::Plugin;
+use crate::result::{AddResult, Interface, Ip, ResultError};
 use crate::sandbox;
 use crate::sharing::{check_host, check_sandbox};
 use crate::state::StateFile;
+use crate::version::Version;
 
 /// How long the kernel may take to open the attachment's port of the bridge. A few milliseconds are
 /// usual.
@@ -32,32 +36,91 @@ const PORT_PATIENCE: Duration = Duration::from_secs(5);
 /// takes half a minute, so it is no error.
 const BRIDGE_PATIENCE: Duration = Duration::from_secs(1);
 
-/// Attaches the container.
+/// Attaches the container, or does for it what else the plugin does.
 ///
 /// # Errors
 /// If anything fails. Then everything is as it was before, but for what attachments share.
-pub fn run(call: &Call, netns: &Path) -> Result<AddResult, Error> {
-    let Call { attachment, conf, .. } = call;
-    let sandbox = sandbox::open(netns, call.own_netns_allowed)?;
-    let subnet_file = SubnetFile::read(&conf.subnet_file).map_err(Error::SubnetFile)?;
-    let delegate = delegate::configuration(conf, &subnet_file)?;
-    let bridge = Bridge::new(&delegate, &call.args)?;
-    let mut inside = sandbox::inside(&sandbox, Socket::open)?.map_err(KernelError::from)?;
-    check_sandbox(attachment.if_name, &observe(&mut inside, &links([attachment.if_name]))?)?;
+pub fn run(plugin: Plugin, call: &Call, netns: &Path) -> Result<AddResult, Error> {
+    match plugin {
+        Plugin::Flannel => flannel(call, netns),
+        Plugin::Bridge => {
+            let site = Site::open(call, netns)?;
+            let bridge = Bridge::new(&call.config, &call.args)?;
+            site.check(&bridge)?.attach(bridge, false)
+        }
+        Plugin::HostLocal => host_local(call),
+        Plugin::Loopback => loopback::add(call, netns),
+        Plugin::Portmap => ports::add(call),
+    }
+}
 
-    let saved = StateFile::of(&conf.data_dir, &attachment.container).save(&delegate)?;
-    let addresses = ipam::allocate(&bridge.ipam, attachment, saved.is_first())?;
-    let routes = attachment::routes(&bridge, &addresses.ips);
-    let desired = attachment::desired(attachment, netns, &bridge, &addresses.ips, &routes);
-    let before = attach(attachment, &bridge, &desired, &sandbox, inside)?;
-    let ips = addresses.commit();
+fn flannel(call: &Call, netns: &Path) -> Result<AddResult, Error> {
+    let conf = NetConf::new(&call.config)?;
+    let site = Site::open(call, netns)?;
+    let subnet_file = SubnetFile::read(&conf.subnet_file).map_err(Error::SubnetFile)?;
+    let delegate = delegate::configuration(&conf, &subnet_file)?;
+    let bridge = delegate::bridge(&delegate, &call.args)?;
+    let site = site.check(&bridge)?;
+    let saved = StateFile::of(&conf.data_dir, &call.attachment.container).save(&delegate)?;
+    let result = site.attach(bridge, saved.is_first())?;
     saved.commit();
-    Ok(AddResult {
-        interfaces: interfaces(attachment, &bridge, netns, &before, &desired),
-        ips: ips.into_iter().map(|ip| Ip { interface: Some(SANDBOX_INTERFACE), ..ip }).collect(),
-        routes,
-        dns: bridge.dns.unwrap_or_default(),
-    })
+    Ok(result)
+}
+
+fn host_local(call: &Call) -> Result<AddResult, Error> {
+    let conf = HostLocal::new(&call.config, &Args::parse(&call.args)?)?;
+    let dns = ipam::dns(&conf)?;
+    let ips = ipam::allocate(&conf, &call.attachment, false)?.commit();
+    Ok(AddResult { interfaces: Vec::new(), ips, routes: conf.routes, dns })
+}
+
+/// Where an attachment is to be made.
+struct Site<'a> {
+    call: &'a Call,
+    netns: &'a Path,
+    sandbox: Netns,
+    /// A socket in the sandbox.
+    inside: Socket,
+}
+
+impl<'a> Site<'a> {
+    fn open(call: &'a Call, netns: &'a Path) -> Result<Self, Error> {
+        let sandbox = sandbox::open(netns, call.own_netns_allowed)?;
+        let inside = sandbox::inside(&sandbox, Socket::open)?.map_err(KernelError::from)?;
+        Ok(Self { call, netns, sandbox, inside })
+    }
+
+    /// Finds out what is in the way before anything is done.
+    fn check(mut self, bridge: &Bridge) -> Result<Self, Error> {
+        if bridge.ipam.is_none() && self.call.version < Version::V0_3_0 {
+            return Err(ResultError::NoAddresses.into());
+        }
+        let if_name = self.call.attachment.if_name;
+        check_sandbox(if_name, &observe(&mut self.inside, &links([if_name]))?)?;
+        Ok(self)
+    }
+
+    /// Takes addresses and connects the sandbox. It cannot have addresses already if it is `fresh`.
+    fn attach(self, bridge: Bridge, fresh: bool) -> Result<AddResult, Error> {
+        let Self { call: Call { attachment, .. }, netns, sandbox, inside } = self;
+        let configured = bridge.ipam.as_ref().map(ipam::dns).transpose()?.unwrap_or_default();
+        let addresses = bridge.ipam.as_ref();
+        let addresses =
+            addresses.map(|ipam| ipam::allocate(ipam, attachment, fresh)).transpose()?;
+        let ips = addresses.as_ref().map_or(&[][..], |addresses| &addresses.ips);
+        let routes = attachment::routes(&bridge, ips);
+        let desired = attachment::desired(attachment, netns, &bridge, ips, &routes);
+        let before = attach(attachment, &bridge, &desired, &sandbox, inside)?;
+        filter::forget_earlier_flows(&bridge.ports, &attachment::addresses(ips));
+        let ips = addresses.map(Allocation::commit).unwrap_or_default();
+        let ips = ips.into_iter().map(|ip| Ip { interface: Some(SANDBOX_INTERFACE), ..ip });
+        Ok(AddResult {
+            interfaces: interfaces(attachment, &bridge, netns, &before, &desired),
+            ips: ips.collect(),
+            routes,
+            dns: bridge.dns.unwrap_or(configured),
+        })
+    }
 }
 
 /// Brings the kernel to the desired state or back to where it was. Returns what was on the host
@@ -74,7 +137,7 @@ fn attach(
     let in_the_way = matches!(attached, Err(Error::Kernel(KernelError::Conflict(_))));
     if attached.is_err() && !in_the_way {
         // What stopped the ADD is what must be told.
-        let _also_failed = del::detach(&mut host, attachment, bridge.masquerade);
+        let _also_failed = del::detach(&mut host, attachment, desired.filter.is_some());
     }
     attached
 }
@@ -93,7 +156,7 @@ fn connect(
     let before = kernel::ensure(host, &desired.host, check)?;
     sandbox::inside(sandbox, || kernel::ensure(&mut inside, &desired.sandbox, |_| Ok(())))??;
     if let Some(rules) = &desired.filter {
-        packet_filter::ensure(&mut Nft::open()?, rules)?;
+        filter::ensure(rules)?;
     }
     // Whatever is sent before would be lost, and ARP tries again only after a second.
     if !monitor.wait_until_up(host, veth, PORT_PATIENCE)? {

@@ -3,24 +3,30 @@
 //! Later plugins of the list and the administrator may have added things or replaced routes; that is
 //! no difference. What is missing or was changed is told as the commands that would mend it.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::path::Path;
 
 use fabric::netlink::{Scope, Socket, observe};
+use fabric::netns::Netns;
 use fabric::netstate::NetState;
-use fabric::packet_filter::nft::Nft;
-use fabric::packet_filter::{self, PacketFilter, Ruleset};
 use fabric::plan::{Plan, diff};
 use fabric::subnet_file::SubnetFile;
 
+use crate::args::Args;
 use crate::attachment::{self, Made};
-use crate::bridge::Bridge;
+use crate::bridge::{Bridge, lookup};
+use crate::command::{loopback, ports};
 use crate::delegate;
 use crate::error::Error;
+use crate::filter;
 use crate::invocation::{Attachment, Call};
+use crate::ipam::config::HostLocal;
 use crate::ipam::store::{Owner, Store};
 use crate::kernel::KernelError;
+use crate::netconf::NetConf;
+use crate::plugin::Plugin;
 use crate::result::AddResult;
 use crate::sandbox;
 use crate::sharing::among_others;
@@ -43,6 +49,9 @@ pub enum Difference {
     /// An address is not noted as that of the attachment.
     #[error("host-local: Failed to find address added by container {0}")]
     NotReserved(String),
+    /// The loopback interface is of no use.
+    #[error("loopback interface is down")]
+    LoopbackDown,
     /// The kernel is in another state. The commands that would mend it are in the details.
     #[error("the attachment is not as it was made")]
     State(String),
@@ -52,52 +61,90 @@ pub enum Difference {
 ///
 /// # Errors
 /// If there is a difference, or if it cannot be found out.
-pub fn run(call: &Call, netns: &Path) -> Result<(), Error> {
-    let Call { attachment, conf, version, .. } = call;
-    let sandbox = sandbox::open(netns, call.own_netns_allowed)?;
-    let bridge = configured(call)?;
-    let previous = conf.prev_result.clone().ok_or(Difference::NoPrevResult)?;
-    let previous = AddResult::decode(*version, previous)?;
-    let made = Made::find(attachment, netns, &bridge, &previous).map_err(|found| {
+pub fn run(plugin: Plugin, call: &Call, netns: &Path) -> Result<(), Error> {
+    match plugin {
+        Plugin::Flannel => {
+            let sandbox = sandbox::open(netns, call.own_netns_allowed)?;
+            check(call, netns, &sandbox, &of_flannel(call)?)
+        }
+        Plugin::Bridge => {
+            let sandbox = sandbox::open(netns, call.own_netns_allowed)?;
+            check(call, netns, &sandbox, &Bridge::new(&call.config, &call.args)?)
+        }
+        Plugin::HostLocal => host_local(call),
+        Plugin::Loopback => loopback::check(call, netns),
+        Plugin::Portmap => ports::check(call),
+    }
+}
+
+fn check(call: &Call, netns: &Path, sandbox: &Netns, bridge: &Bridge) -> Result<(), Error> {
+    let attachment = &call.attachment;
+    let previous = previous(call)?.ok_or(Difference::NoPrevResult)?;
+    let made = Made::find(attachment, netns, bridge, &previous).map_err(|found| {
         Difference::OtherSandbox { found, wanted: netns.to_string_lossy().into_owned() }
     })?;
-    check_reserved(&bridge, attachment, made.ips.iter().map(|ip| ip.address.ip()))?;
-
-    let desired = attachment::made(attachment, netns, &bridge, &made, &previous.routes);
+    if let Some(ipam) = &bridge.ipam {
+        check_reserved(ipam, attachment, made.ips.iter().map(|ip| ip.address.ip()))?;
+    }
+    let desired = attachment::made(attachment, netns, bridge, &made, &previous.routes);
     let mut differences = difference(&desired.host)?.to_string();
-    let inside = sandbox::inside(&sandbox, || difference(&desired.sandbox))??;
+    let inside = sandbox::inside(sandbox, || difference(&desired.sandbox))??;
     if !inside.is_empty() {
         let _ = write!(differences, "in {}:\n{inside}", netns.display());
     }
     if let Some(rules) = &desired.filter {
-        differences.push_str(&missing_rules(rules)?);
+        differences.push_str(&filter::missing(rules)?.to_string());
     }
     if differences.is_empty() { Ok(()) } else { Err(Difference::State(differences).into()) }
 }
 
+/// Whoever calls it alone does not say which address it gave.
+fn host_local(call: &Call) -> Result<(), Error> {
+    let conf = HostLocal::new(&call.config, &Args::parse(&call.args)?)?;
+    if addresses_of(&conf, &call.attachment)?.is_empty() {
+        return Err(Difference::NotReserved(call.attachment.container.to_string()).into());
+    }
+    Ok(())
+}
+
+/// Returns the result of the plugins before this one, or of all of them if the ADD is over.
+///
+/// # Errors
+/// If it is not the result of an ADD.
+pub fn previous(call: &Call) -> Result<Option<AddResult>, Error> {
+    let previous = lookup(&call.config, &["prevResult"]).filter(|value| !value.is_null());
+    let decoded = previous.map(|result| AddResult::decode(call.version, result.clone()));
+    Ok(decoded.transpose()?)
+}
+
 /// What ADD was done with; if that is lost, what it would be done with now.
-fn configured(call: &Call) -> Result<Bridge, Error> {
-    let Call { attachment, conf, args, .. } = call;
-    let delegate =
-        match StateFile::of(&conf.data_dir, &attachment.container).read_for(&attachment.network) {
-            State::Delegate(delegate) => delegate,
-            State::Missing | State::Damaged => {
-                let subnet_file = SubnetFile::read(&conf.subnet_file).map_err(Error::SubnetFile)?;
-                delegate::configuration(conf, &subnet_file)?
-            }
-        };
-    Ok(Bridge::new(&delegate, args)?)
+fn of_flannel(call: &Call) -> Result<Bridge, Error> {
+    let Call { attachment, args, .. } = call;
+    let conf = NetConf::new(&call.config)?;
+    let file = StateFile::of(&conf.data_dir, &attachment.container);
+    let delegate = match file.read_for(&attachment.network) {
+        State::Delegate(delegate) => delegate,
+        State::Missing | State::Damaged => {
+            let subnet_file = SubnetFile::read(&conf.subnet_file).map_err(Error::SubnetFile)?;
+            delegate::configuration(&conf, &subnet_file)?
+        }
+    };
+    Ok(delegate::bridge(&delegate, args)?)
+}
+
+fn addresses_of(ipam: &HostLocal, attachment: &Attachment) -> Result<BTreeSet<IpAddr>, Error> {
+    match Store::existing(&ipam.data_dir, &attachment.network) {
+        Some(store) => Ok(store.lock()?.addresses_of(&Owner::of(attachment))?),
+        None => Ok(BTreeSet::new()),
+    }
 }
 
 fn check_reserved(
-    bridge: &Bridge,
+    ipam: &HostLocal,
     attachment: &Attachment,
     mut ips: impl Iterator<Item = IpAddr>,
 ) -> Result<(), Error> {
-    let noted = match Store::existing(&bridge.ipam.data_dir, &attachment.network) {
-        Some(store) => store.lock()?.addresses_of(&Owner::of(attachment))?,
-        None => Default::default(),
-    };
+    let noted = addresses_of(ipam, attachment)?;
     if ips.all(|ip| noted.contains(&ip)) {
         return Ok(());
     }
@@ -108,9 +155,4 @@ fn check_reserved(
 fn difference(desired: &NetState) -> Result<Plan, KernelError> {
     let observed = observe(&mut Socket::open()?, &Scope::of(desired))?;
     Ok(diff(&among_others(desired, &observed), &observed))
-}
-
-fn missing_rules(desired: &Ruleset) -> Result<String, Error> {
-    let observed = Nft::open()?.observe(desired)?;
-    Ok(packet_filter::diff(desired, &observed).to_string())
 }

@@ -8,20 +8,21 @@ use fabric::link_name::LinkName;
 use fabric::netlink::{Socket, apply, observe};
 use fabric::netns::Netns;
 use fabric::netstate::LinkKind;
-use fabric::packet_filter;
-use fabric::packet_filter::nft::Nft;
 use fabric::plan::{Op, Plan};
 use fabric::subnet_file::SubnetFile;
 use serde_json::{Map, Value};
 
 use crate::attachment::{self, host_veth};
-use crate::bridge::{default_name, host_local_directory, lookup};
+use crate::bridge::{default_name, lookup};
+use crate::command::{loopback, ports};
 use crate::error::Error;
+use crate::filter;
 use crate::invocation::{Attachment, Call};
-use crate::ipam;
+use crate::ipam::{self, config::directory};
 use crate::kernel::{self, KernelError, links};
-use crate::masquerade;
 use crate::netconf::NetConf;
+use crate::plugin::Plugin;
+use crate::portmap::PortMap;
 use crate::sandbox;
 use crate::state::{State, StateFile};
 
@@ -29,51 +30,75 @@ use crate::state::{State, StateFile};
 ///
 /// # Errors
 /// If something that is there cannot be removed; another DEL may then succeed.
-pub fn run(call: &Call, netns: Option<&Path>) -> Result<(), Error> {
-    let Call { attachment, conf, .. } = call;
+pub fn run(plugin: Plugin, call: &Call, netns: Option<&Path>) -> Result<(), Error> {
+    match plugin {
+        Plugin::Flannel => flannel(call, netns),
+        Plugin::Bridge => {
+            let sandbox = sandbox::open_if_there(netns, call.own_netns_allowed)?;
+            remove(&call.attachment, sandbox.as_ref(), &Remains::of_bridge(&call.config))
+        }
+        Plugin::HostLocal => {
+            let ipam = lookup(&call.config, &["ipam"]).and_then(Value::as_object);
+            let data_dir = data_dir(ipam.unwrap_or(&Map::new()));
+            Ok(ipam::release(&data_dir, &call.attachment).map(drop)?)
+        }
+        Plugin::Loopback => loopback::del(call, netns),
+        Plugin::Portmap => ports::del(call),
+    }
+}
+
+fn flannel(call: &Call, netns: Option<&Path>) -> Result<(), Error> {
+    let attachment = &call.attachment;
+    let conf = NetConf::new(&call.config).unwrap_or_default();
     let sandbox = sandbox::open_if_there(netns, call.own_netns_allowed)?;
     let file = StateFile::of(&conf.data_dir, &attachment.container);
     let state = file.read_for(&attachment.network);
-    let remains = Remains::of(conf, &state);
     let is_known = state != State::Missing;
+    // Whoever knows nothing of the attachment cannot know that the interface is of it.
+    let sandbox = sandbox.filter(|_| is_known);
+    remove(attachment, sandbox.as_ref(), &Remains::of(&conf, &state))?;
+    // What is known stays until all is done.
+    if is_known { Ok(file.remove()?) } else { Ok(file.remove_leftovers()?) }
+}
+
+/// Removes what is left of an attachment; its sandbox is given if the interface there is known to be
+/// of it.
+fn remove(
+    attachment: &Attachment,
+    sandbox: Option<&Netns>,
+    remains: &Remains,
+) -> Result<(), Error> {
     let mut host = Socket::open().map_err(KernelError::from)?;
     remove_host_veth(&mut host, attachment)?;
-    if let Some(sandbox) = sandbox.filter(|_| is_known) {
-        remove_interface(&sandbox, attachment.if_name)?;
+    if let Some(sandbox) = sandbox {
+        remove_interface(sandbox, attachment.if_name)?;
     }
     // Not before the interface is gone: the next pod would have the address of a living one.
-    let rules = if remains.masquerade { remove_rules(attachment) } else { Ok(()) };
+    let has_rules = remains.masquerade || remains.ports;
+    let had_rules = if has_rules { filter::remove(attachment) } else { Ok(false) };
     let addresses = ipam::release(&remains.data_dir, attachment)?;
-    rules?;
+    if had_rules? && remains.udp_ports {
+        filter::forget_flows_to(&addresses);
+    }
     forget_neighbours(&mut host, remains.bridge, addresses);
-    // What is known stays until all is done.
-    if is_known { Ok(file.remove()?) } else { Ok(()) }
+    Ok(())
 }
 
 /// Removes what an ADD made in the kernel, however far it came.
 ///
 /// # Errors
 /// The first of those that came up; all of it is tried.
-pub fn detach(host: &mut Socket, attachment: &Attachment, masquerade: bool) -> Result<(), Error> {
+pub fn detach(host: &mut Socket, attachment: &Attachment, has_rules: bool) -> Result<(), Error> {
     let removed = remove_host_veth(host, attachment);
-    let rules = if masquerade { remove_rules(attachment) } else { Ok(()) };
-    Ok(removed?).and(rules)
+    let rules = if has_rules { filter::remove(attachment).map(drop) } else { Ok(()) };
+    removed?;
+    Ok(rules?)
 }
 
 fn remove_host_veth(host: &mut Socket, attachment: &Attachment) -> Result<(), KernelError> {
     let mut observed = observe(host, &links([host_veth(attachment)]))?;
     observed.links.retain(|_, link| attachment::is_host_veth_of(attachment, link));
     kernel::remove(host, &observed)
-}
-
-fn remove_rules(attachment: &Attachment) -> Result<(), Error> {
-    let mut filter = match Nft::open() {
-        // Then there are no rules either.
-        Err(packet_filter::Error::Unavailable(_)) => return Ok(()),
-        filter => filter?,
-    };
-    packet_filter::ensure(&mut filter, &masquerade::no_rules(attachment))?;
-    Ok(())
 }
 
 /// Removes an interface that the Go plugin made: the name of its other end says nothing.
@@ -89,34 +114,43 @@ fn remove_interface(sandbox: &Netns, if_name: LinkName) -> Result<(), Error> {
 
 /// The next pod with the address may have another Ethernet address, if the Go plugin makes it or made
 /// this one. The kernel would find that out too, but only after seconds.
-fn forget_neighbours(host: &mut Socket, bridge: LinkName, addresses: BTreeSet<IpAddr>) {
+pub(super) fn forget_neighbours(host: &mut Socket, bridge: LinkName, addresses: BTreeSet<IpAddr>) {
     let ops = addresses.into_iter().map(|ip| Op::DelNeighbour(bridge, ip)).collect();
     let _not_worth_a_failure = apply(host, &Plan { ops });
 }
 
 /// What must be known to remove what is not in the sandbox.
-#[derive(Debug, PartialEq, Eq)]
-struct Remains {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Remains {
     /// Where the addresses are noted.
-    data_dir: PathBuf,
+    pub(super) data_dir: PathBuf,
     /// The bridge that the host's end was a port of.
-    bridge: LinkName,
-    /// Whether there may be rules.
-    masquerade: bool,
+    pub(super) bridge: LinkName,
+    /// Whether there may be rules that hide the pod.
+    pub(super) masquerade: bool,
+    /// Whether there may be rules that lead ports to it.
+    pub(super) ports: bool,
+    /// Whether UDP may be among them.
+    pub(super) udp_ports: bool,
 }
 
 impl Remains {
+    pub(super) fn of_bridge(conf: &Map<String, Value>) -> Self {
+        let ipam = lookup(conf, &["ipam"]).and_then(Value::as_object);
+        Self {
+            data_dir: data_dir(ipam.unwrap_or(&Map::new())),
+            bridge: bridge(conf),
+            masquerade: masquerades(conf).unwrap_or(false),
+            // What cannot be understood may be anything.
+            ports: PortMap::new(conf).map_or(true, |ports| !ports.is_empty()),
+            udp_ports: PortMap::new(conf).map_or(true, |ports| ports.udp_ports().count() > 0),
+        }
+    }
+
     /// What ADD was done with counts; without it, what an ADD would be done with now.
-    fn of(conf: &NetConf, state: &State) -> Self {
+    pub(super) fn of(conf: &NetConf, state: &State) -> Self {
         match state {
-            State::Delegate(delegate) => {
-                let ipam = lookup(delegate, &["ipam"]).and_then(Value::as_object);
-                Self {
-                    data_dir: data_dir(ipam.unwrap_or(&Map::new())),
-                    bridge: bridge(delegate),
-                    masquerade: masquerades(delegate).unwrap_or(false),
-                }
-            }
+            State::Delegate(delegate) => Self::of_bridge(delegate),
             State::Missing | State::Damaged => {
                 let by_agent =
                     || SubnetFile::read(&conf.subnet_file).is_ok_and(|file| file.ip_masq);
@@ -124,14 +158,16 @@ impl Remains {
                     data_dir: data_dir(&conf.ipam),
                     bridge: bridge(&conf.delegate),
                     masquerade: masquerades(&conf.delegate).unwrap_or_else(|| !by_agent()),
+                    ports: true,
+                    udp_ports: true,
                 }
             }
         }
     }
 }
 
-fn data_dir(ipam: &Map<String, Value>) -> PathBuf {
-    host_local_directory(lookup(ipam, &["dataDir"]).and_then(Value::as_str).unwrap_or_default())
+pub(super) fn data_dir(ipam: &Map<String, Value>) -> PathBuf {
+    directory(lookup(ipam, &["dataDir"]).and_then(Value::as_str).unwrap_or_default())
 }
 
 fn bridge(delegate: &Map<String, Value>) -> LinkName {
@@ -154,19 +190,21 @@ mod tests {
         let mut conf = NetConf { subnet_file: PathBuf::from("/nonexistent"), ..NetConf::default() };
         let delegate = json!({"bridge": "br0", "IPMasq": false, "ipam": {"dataDir": "/run/pods"}});
         let delegate = State::Delegate(delegate.as_object().unwrap().clone());
-        let remains = |data_dir: &str, bridge: &str, masquerade| Remains {
+        let remains = |data_dir: &str, bridge: &str, masquerade, ports| Remains {
             data_dir: PathBuf::from(data_dir),
             bridge: bridge.parse().unwrap(),
             masquerade,
+            ports,
+            udp_ports: ports,
         };
-        assert_eq!(Remains::of(&conf, &delegate), remains("/run/pods", "br0", false));
+        assert_eq!(Remains::of(&conf, &delegate), remains("/run/pods", "br0", false, false));
 
-        let expected = remains("/var/lib/cni/networks", "cni0", true);
+        let expected = remains("/var/lib/cni/networks", "cni0", true, true);
         assert_eq!(Remains::of(&conf, &State::Missing), expected);
         assert_eq!(Remains::of(&conf, &State::Damaged), expected);
 
         conf.delegate.insert("ipMasq".to_owned(), false.into());
         conf.ipam.insert("dataDir".to_owned(), "/run/pods".into());
-        assert_eq!(Remains::of(&conf, &State::Missing), remains("/run/pods", "cni0", false));
+        assert_eq!(Remains::of(&conf, &State::Missing), remains("/run/pods", "cni0", false, true));
     }
 }

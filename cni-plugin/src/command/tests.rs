@@ -2,7 +2,10 @@
 
 mod attach;
 mod check;
+mod collect;
 mod detach;
+mod plugins;
+mod ports;
 
 use std::fmt::Write as _;
 use std::fs;
@@ -10,6 +13,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
+use crate::plugin::Plugin;
 use crate::process::{self, Outcome};
 
 const SUBNET_FILE: &str = "FLANNEL_NETWORK=10.1.0.0/16\nFLANNEL_SUBNET=10.1.2.1/24\n\
@@ -63,6 +67,17 @@ fn call_for(
     netns: &str,
     conf: &Value,
 ) -> Result<Value, Value> {
+    call_plugin(Plugin::Flannel, if_name, command, container, netns, conf)
+}
+
+fn call_plugin(
+    plugin: Plugin,
+    if_name: &str,
+    command: &str,
+    container: &str,
+    netns: &str,
+    conf: &Value,
+) -> Result<Value, Value> {
     let variable = |name: &str| {
         let value = match name {
             "CNI_COMMAND" => command,
@@ -76,7 +91,7 @@ fn call_for(
         Some(value.to_owned())
     };
     let parse = |text: &str| serde_json::from_str(text).unwrap_or(Value::Null);
-    match process::run(variable, conf.to_string().as_bytes()) {
+    match process::run(plugin, variable, conf.to_string().as_bytes()) {
         Outcome::Success(document) => Ok(parse(&document)),
         Outcome::Failure(document) => Err(parse(&document)),
         Outcome::About(text) => panic!("{text}"),
@@ -128,7 +143,7 @@ fn remains() -> String {
         let Ok(entries) = fs::read_dir(directory) else { continue };
         let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
         names.sort();
-        names.retain(|name| name != "lock" && name != "last_reserved_ip.0");
+        names.retain(|name| name != "lock" && name != "last_reserved_ip.0" && name != ".boot_id");
         for name in names {
             let _ = writeln!(text, "{directory}/{}", name.display());
         }
@@ -138,7 +153,11 @@ fn remains() -> String {
 
 fn rules() -> String {
     let rules = sh("nft list ruleset");
-    rules.lines().filter(|line| line.contains("saddr")).map(|line| format!("{line}\n")).collect()
+    rules
+        .lines()
+        .filter(|line| line.contains("comment \"") && line.contains("id: "))
+        .map(|line| format!("{line}\n"))
+        .collect()
 }
 
 fn address(result: &Value) -> &str {

@@ -13,6 +13,7 @@ pub struct Range {
     subnet: IpNetwork,
     first: u128,
     last: u128,
+    gateway: IpAddr,
 }
 
 /// Why a subnet is of no use.
@@ -32,6 +33,18 @@ pub enum RangeError {
         /// What the address should have been.
         network: IpAddr,
     },
+    /// A subnet is no subnet.
+    #[error("invalid CIDR address: {0}")]
+    Cidr(String),
+    /// An address is no address.
+    #[error("invalid IP address: {0}")]
+    Address(String),
+    /// The first address is not in the subnet, or behind the last.
+    #[error("RangeStart {0} not in network {1}")]
+    Start(IpAddr, IpNetwork),
+    /// The last address is not in the subnet.
+    #[error("RangeEnd {0} not in network {1}")]
+    End(IpAddr, IpNetwork),
 }
 
 impl Range {
@@ -51,12 +64,55 @@ impl Range {
         let base = number(subnet.network());
         let size = 1_u128.checked_shl(u32::from(bits - subnet.prefix())).unwrap_or(0);
         let end = base.wrapping_add(size).wrapping_sub(1);
-        Ok(Self { subnet, first: base + 1, last: end - broadcasts })
+        let mut range =
+            Self { subnet, first: base + 1, last: end - broadcasts, gateway: subnet.network() };
+        range.gateway = range.address(range.first);
+        Ok(range)
     }
 
-    /// Returns the gateway, the first address.
-    pub fn gateway(&self) -> IpAddr {
-        self.address(self.first)
+    /// Returns the part of it between two addresses. The first may be that of the network.
+    ///
+    /// # Errors
+    /// If an address is not in the subnet, or if they are in the wrong order.
+    pub fn between(self, start: Option<IpAddr>, end: Option<IpAddr>) -> Result<Self, RangeError> {
+        let subnet = self.subnet;
+        let mut range = self;
+        if let Some(start) = start {
+            let ordered = end.is_none_or(|end| start.is_ipv4() == end.is_ipv4() && start <= end);
+            if !subnet.contains(start) || !ordered {
+                return Err(RangeError::Start(start, subnet));
+            }
+            range.first = number(start);
+        }
+        if let Some(end) = end {
+            if !subnet.contains(end) {
+                return Err(RangeError::End(end, subnet));
+            }
+            range.last = number(end);
+        }
+        Ok(range)
+    }
+
+    /// Returns it with another gateway, which may be anywhere.
+    pub const fn with_gateway(self, gateway: IpAddr) -> Self {
+        Self { gateway, ..self }
+    }
+
+    /// Whether it has addresses in common with another one.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        self.subnet.is_ipv4() == other.subnet.is_ipv4()
+            && self.first <= other.last
+            && other.first <= self.last
+    }
+
+    /// Whether its addresses are IPv4.
+    pub fn is_ipv4(&self) -> bool {
+        self.subnet.is_ipv4()
+    }
+
+    /// Returns the gateway; the first address unless it was said otherwise.
+    pub const fn gateway(&self) -> IpAddr {
+        self.gateway
     }
 
     /// Returns `ip` with the length of the subnet.
@@ -94,6 +150,11 @@ impl RangeSet {
     /// Returns the range that a pod could have the address from.
     pub fn find(&self, ip: IpAddr) -> Option<Range> {
         self.0.iter().copied().find(|range| range.contains(ip))
+    }
+
+    /// Whether one of its ranges has addresses in common with one of another set.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        self.0.iter().any(|range| other.0.iter().any(|other| range.overlaps(other)))
     }
 
     /// Chooses the next address that is neither a gateway nor `taken`, and its range.
@@ -229,6 +290,31 @@ mod tests {
         for (subnet, expected) in table {
             let error = Range::of(subnet.parse().unwrap()).unwrap_err();
             assert_eq!(error.to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn a_part_of_a_subnet_may_be_given_out() {
+        let ip = |text: &str| text.parse::<IpAddr>().ok();
+        let table = [
+            ("10.1.2.0/24", "10.1.2.10", "10.1.2.20", Ok("10.1.2.10-10.1.2.20")),
+            ("10.1.2.0/24", "10.1.2.0", "", Ok("10.1.2.0-10.1.2.254")),
+            ("fd00::/64", "", "fd00::ff", Ok("fd00::1-fd00::ff")),
+            ("10.1.2.0/24", "10.1.3.1", "", Err("RangeStart 10.1.3.1 not in network 10.1.2.0/24")),
+            ("10.1.2.0/24", "", "10.1.3.1", Err("RangeEnd 10.1.3.1 not in network 10.1.2.0/24")),
+            (
+                "10.1.2.0/24",
+                "10.1.2.9",
+                "10.1.2.8",
+                Err("RangeStart 10.1.2.9 not in network 10.1.2.0/24"),
+            ),
+            ("10.1.2.0/24", "fd00::1", "", Err("RangeStart fd00::1 not in network 10.1.2.0/24")),
+        ];
+        for (subnet, start, end, expected) in table {
+            let range = Range::of(subnet.parse().unwrap()).unwrap();
+            let range = range.between(ip(start), ip(end)).map(|range| range.to_string());
+            let range = range.map_err(|error| error.to_string());
+            assert_eq!(range.as_deref().map_err(String::as_str), expected);
         }
     }
 

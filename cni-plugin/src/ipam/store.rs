@@ -4,6 +4,7 @@
 //! DIRECTORY/lock                  held (flock(2)) by whoever reads or changes the rest
 //! DIRECTORY/10.1.2.5              CONTAINER CR LF INTERFACE
 //! DIRECTORY/last_reserved_ip.0    the address that was handed out last from range set 0
+//! DIRECTORY/.boot_id              the boot that the reservations are of; only we write it
 //! ```
 //!
 //! The Go plugin may work in the same directory at the same time. Unlike there, a reservation comes
@@ -15,6 +16,7 @@ use std::io::{self, Write};
 use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use crate::invocation::{Attachment, Id};
 
@@ -99,6 +101,45 @@ impl Store {
         lock.lock().map_err(cannot("lock", &path))?;
         Ok(LockedStore { store: self, _lock: lock })
     }
+
+    /// Returns the addresses that somebody has at the moment, for somebody who only wants to know
+    /// how many.
+    ///
+    /// # Errors
+    /// If the directory cannot be read.
+    pub fn taken_unlocked(&self) -> Result<BTreeSet<IpAddr>, StoreError> {
+        Ok(self.entries()?.iter().filter_map(|entry| address_of(&entry.path())).collect())
+    }
+
+    fn entries(&self) -> Result<Vec<fs::DirEntry>, StoreError> {
+        let entries = fs::read_dir(&self.directory).and_then(Iterator::collect);
+        entries.map_err(cannot("read", &self.directory))
+    }
+}
+
+/// Says to whom an address belongs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Holder {
+    /// An interface of a container.
+    Attachment(Id, String),
+    /// A container; old versions did not note the interface.
+    Container(Id),
+    /// Nobody: the file is empty or damaged.
+    Nobody,
+}
+
+impl Holder {
+    fn read(content: &str) -> Self {
+        match content.trim().split_once("\r\n") {
+            Some((container, if_name)) => match Id::new(container.trim()) {
+                Some(container) if !if_name.is_empty() => {
+                    Self::Attachment(container, if_name.to_owned())
+                }
+                _ => Self::Nobody,
+            },
+            None => Id::new(content.trim()).map_or(Self::Nobody, Self::Container),
+        }
+    }
 }
 
 /// A store that nobody else works in as long as this value lives.
@@ -114,11 +155,7 @@ impl LockedStore<'_> {
     /// # Errors
     /// If the directory cannot be read.
     pub fn taken(&self) -> Result<BTreeSet<IpAddr>, StoreError> {
-        let mut taken = BTreeSet::new();
-        for entry in self.entries()? {
-            taken.extend(entry.file_name().to_str().and_then(|name| name.parse::<IpAddr>().ok()));
-        }
-        Ok(taken)
+        self.store.taken_unlocked()
     }
 
     /// Returns the addresses of an owner, also those reserved by old versions for its container.
@@ -150,7 +187,7 @@ impl LockedStore<'_> {
             return Err(cannot("create", &path)(io::ErrorKind::AlreadyExists.into()));
         }
         // With the lock held, nobody else writes to this name or makes the other one.
-        let temporary = self.store.directory.join(".reservation");
+        let temporary = self.temporary();
         write(&temporary, &owner.content, File::sync_all).map_err(cannot("write", &temporary))?;
         fs::rename(&temporary, &path).map_err(cannot("create", &path))?;
         let store = self.store.clone();
@@ -177,6 +214,77 @@ impl LockedStore<'_> {
         Ok(files.iter().filter_map(|path| address_of(path)).collect())
     }
 
+    /// Gives back all addresses whose holder `is_stale`, and returns them.
+    ///
+    /// # Errors
+    /// If the directory cannot be read or an address cannot be given back.
+    pub fn release_stale(
+        &self,
+        is_stale: impl Fn(&Holder) -> bool,
+    ) -> Result<BTreeSet<IpAddr>, StoreError> {
+        let mut released = BTreeSet::new();
+        for entry in self.entries()? {
+            let path = entry.path();
+            let Some(ip) = address_of(&path) else { continue };
+            // A file without text is damaged; a file that cannot be read may be somebody's.
+            let Ok(content) = fs::read(&path) else { continue };
+            if is_stale(&Holder::read(&String::from_utf8_lossy(&content))) {
+                remove(&path).map_err(cannot("remove", &path))?;
+                released.insert(ip);
+            }
+        }
+        Ok(released)
+    }
+
+    /// Gives back the addresses that nobody has.
+    ///
+    /// Reservations come into being under the lock, so a file without an owner is what a crash left:
+    /// either nobody got the address, or the machine has lost all pods since.
+    ///
+    /// # Errors
+    /// As [`Self::release_stale`].
+    pub fn release_damaged(&self) -> Result<BTreeSet<IpAddr>, StoreError> {
+        self.release_stale(|holder| *holder == Holder::Nobody)
+    }
+
+    /// Gives back what was reserved before the machine was started: no container survives that.
+    ///
+    /// The Go plugin does not note boots, so what it reserved since counts by the age of its file.
+    ///
+    /// # Errors
+    /// If the directory cannot be read or changed.
+    pub fn forget_earlier_boots(&self) -> Result<(), StoreError> {
+        let current = fs::read_to_string(BOOT_ID).unwrap_or_default();
+        let path = self.store.directory.join(".boot_id");
+        let noted = fs::read_to_string(&path).unwrap_or_default();
+        if current.is_empty() || current == noted {
+            return Ok(());
+        }
+        if !noted.is_empty() {
+            self.release_older_than(started())?;
+        }
+        write(&path, &current, |_| Ok(())).map_err(cannot("write", &path))
+    }
+
+    fn release_older_than(&self, time: SystemTime) -> Result<(), StoreError> {
+        for entry in self.entries()? {
+            let written = entry.metadata().and_then(|file| file.modified());
+            if address_of(&entry.path()).is_some() && written.is_ok_and(|at| at < time) {
+                remove(&entry.path()).map_err(cannot("remove", &entry.path()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what a killed process had not finished.
+    pub fn remove_leftover(&self) {
+        let _there_is_mostly_none = remove(&self.temporary());
+    }
+
+    fn temporary(&self) -> PathBuf {
+        self.store.directory.join(".reservation")
+    }
+
     fn files_of(&self, owner: &Owner) -> Result<Files, StoreError> {
         let mut files = Files::default();
         for entry in self.entries()? {
@@ -193,14 +301,23 @@ impl LockedStore<'_> {
     }
 
     fn entries(&self) -> Result<Vec<fs::DirEntry>, StoreError> {
-        let directory = &self.store.directory;
-        let entries = fs::read_dir(directory).and_then(Iterator::collect);
-        entries.map_err(cannot("read", directory))
+        self.store.entries()
     }
 
     fn last_reserved_file(&self, set: usize) -> PathBuf {
         self.store.directory.join(format!("last_reserved_ip.{set}"))
     }
+}
+
+/// Identifies the time since the machine was started (proc_sys_kernel(5)).
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// When the machine was started; long ago if that is not known.
+fn started() -> SystemTime {
+    let uptime = fs::read_to_string("/proc/uptime").unwrap_or_default();
+    let seconds = uptime.split(['.', ' ']).next().and_then(|text| text.parse().ok());
+    let up = seconds.map(Duration::from_secs);
+    up.and_then(|up| SystemTime::now().checked_sub(up)).unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
 fn address_of(path: &Path) -> Option<IpAddr> {

@@ -225,7 +225,7 @@ impl<'a> Applier<'a> {
             LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(data)])
         };
         match change {
-            LinkChange::Up => {}
+            LinkChange::Up | LinkChange::Down => {}
             LinkChange::Mtu(mtu) => attributes.push(LinkAttribute::Mtu(mtu.get())),
             LinkChange::Mac(mac) => attributes.push(LinkAttribute::Address(mac.0.to_vec())),
             LinkChange::Alias(alias) => attributes.push(LinkAttribute::IfAlias(alias.clone())),
@@ -241,10 +241,11 @@ impl<'a> Applier<'a> {
             }
         }
         let mut request = new_link(attributes, 0);
-        if let (LinkChange::Up, RouteNetlinkMessage::NewLink(message)) =
+        if let (LinkChange::Up | LinkChange::Down, RouteNetlinkMessage::NewLink(message)) =
             (change, &mut request.message)
         {
-            message.header.flags = LinkFlags::Up;
+            let up = *change == LinkChange::Up;
+            message.header.flags = if up { LinkFlags::Up } else { LinkFlags::empty() };
             message.header.change_mask = LinkFlags::Up;
         }
         Ok(request)

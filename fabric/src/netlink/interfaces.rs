@@ -123,6 +123,25 @@ pub fn route_to(
     Ok(link.map(|link| (link, source)))
 }
 
+/// Returns the remarks on links, of those that have one.
+///
+/// # Errors
+/// If the kernel cannot be asked.
+pub fn aliases(socket: &mut Socket) -> Result<BTreeMap<LinkName, String>, NetlinkError> {
+    let mut request = LinkMessage::default();
+    request.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+    let rows = socket.dump("links", &RouteNetlinkMessage::GetLink(request))?;
+    let alias = |row: &RouteNetlinkMessage| {
+        let RouteNetlinkMessage::NewLink(message) = row else { return None };
+        let alias = message.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::IfAlias(alias) => Some(alias.clone()),
+            _ => None,
+        });
+        Some((name(message)?, alias?))
+    };
+    Ok(rows.iter().filter_map(alias).collect())
+}
+
 fn decode_interface(message: &LinkMessage) -> Option<Interface> {
     let mtu = message.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::Mtu(mtu) => Some(*mtu),

@@ -86,6 +86,21 @@ pub fn diff(desired: &Ruleset, observed: &Observed) -> Change {
     Change { generation: observed.generation, operations: operations.collect() }
 }
 
+/// Returns what removes every rule that has a comment which `is_stale`.
+pub fn removal(observed: &Observed, is_stale: impl Fn(&str) -> bool) -> Change {
+    let mut operations = Vec::new();
+    for (id, table) in &observed.tables {
+        for (name, chain) in &table.chains {
+            let stale = |rule: &&ObservedRule| rule.comment.as_deref().is_some_and(&is_stale);
+            operations.extend(chain.rules.iter().filter(stale).map(|rule| {
+                let (table, chain) = (id.clone(), name.clone());
+                Operation::DeleteRule { table, chain, handle: rule.handle }
+            }));
+        }
+    }
+    Change { generation: observed.generation, operations }
+}
+
 fn replace(table: &Table, observed: Option<&ObservedTable>) -> Vec<Operation> {
     let wanted = !table.chains.is_empty();
     if wanted && observed.is_some_and(|observed| holds_exactly(observed, table)) {
@@ -264,6 +279,21 @@ delete rule inet cni_plugins_masquerade masq_checks handle 1
 delete rule inet cni_plugins_masquerade masq_checks handle 2
 "
         );
+    }
+
+    #[test]
+    fn stale_rules_go_and_no_others() {
+        let mut kernel = kernel_with(&attachment("aa-1", 5));
+        let change = diff(&attachment("bb-2", 6), &kernel);
+        carry_out(&mut kernel, &change).unwrap();
+        assert_eq!(
+            removal(&kernel, |comment| comment.starts_with("aa-")).to_string(),
+            "\
+delete rule inet cni_plugins_masquerade masq_checks handle 1
+delete rule inet cni_plugins_masquerade masq_checks handle 2
+"
+        );
+        assert!(removal(&kernel, |_| false).is_empty());
     }
 
     #[test]

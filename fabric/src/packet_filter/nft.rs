@@ -5,6 +5,7 @@
 //! others do meanwhile is neither overlooked nor undone.
 
 mod connection;
+mod conntrack;
 mod expression;
 mod message;
 #[cfg(test)]
@@ -21,6 +22,7 @@ use super::{
     Ruleset, Table,
 };
 use connection::{Connection, Failure};
+pub use conntrack::{Flow, forget_udp_flows};
 use message::Request;
 
 /// The nf_tables of one network namespace, over a blocking socket.

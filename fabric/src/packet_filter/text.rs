@@ -59,6 +59,9 @@ impl Display for Hook {
         f.write_str(match self {
             Self::FilterForward => "type filter hook forward priority filter; policy accept;",
             Self::NatPostrouting => "type nat hook postrouting priority srcnat; policy accept;",
+            Self::NatPrerouting => "type nat hook prerouting priority dstnat; policy accept;",
+            Self::NatOutput => "type nat hook output priority -100; policy accept;",
+            Self::FilterPrerouting => "type filter hook prerouting priority raw; policy accept;",
         })
     }
 }
@@ -79,6 +82,11 @@ impl Display for Match {
         match self {
             Self::Source(network, equal) => address(f, "saddr", network, *equal),
             Self::Destination(network, equal) => address(f, "daddr", network, *equal),
+            Self::LocalDestination => f.write_str("fib daddr type local"),
+            Self::DestinationPort(transport, port) => {
+                write!(f, "{} dport {port}", transport.as_str())
+            }
+            Self::InputInterface(link) => write!(f, "iifname \"{link}\""),
             Self::Mark(bits) => write!(f, "meta mark & {bits:#010x} == {bits:#010x}"),
         }
     }
@@ -101,6 +109,9 @@ impl Display for Verdict {
             Self::Accept => f.write_str("accept"),
             Self::Return => f.write_str("return"),
             Self::Goto(chain) => write!(f, "goto {chain}"),
+            Self::Jump(chain) => write!(f, "jump {chain}"),
+            Self::Drop => f.write_str("drop"),
+            Self::DestinationNat(to) => write!(f, "dnat to {to}"),
             Self::Masquerade { fully_random: false } => f.write_str("masquerade"),
             Self::Masquerade { fully_random: true } => f.write_str("masquerade fully-random"),
         }

@@ -115,6 +115,7 @@ impl Model {
         let link = self.0.links.get_mut(&name).ok_or(Refusal::Enodev)?;
         match (change, &mut link.kind) {
             (LinkChange::Up, _) => link.up = true,
+            (LinkChange::Down, _) => link.up = false,
             (LinkChange::Mtu(mtu), _) => link.mtu = Some(*mtu),
             (LinkChange::Mac(mac), _) => link.mac = Some(*mac),
             (LinkChange::Alias(alias), _) => link.alias = Some(alias.clone()),

@@ -258,7 +258,7 @@ fn both_families_are_attached() {
         two.del(&stock()).unwrap();
         let left = fs::read_dir("/var/lib/cni/networks/cbr0").unwrap();
         let left = left.filter(|entry| entry.as_ref().unwrap().file_name().len() > 4);
-        assert_eq!(left.count(), 2, "only the hints");
+        assert_eq!(left.count(), 3, "only the hints");
     });
 }
 

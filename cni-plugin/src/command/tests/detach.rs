@@ -93,7 +93,8 @@ fn whatever_a_killed_add_did_is_undone() {
         let subnet_file = SubnetFile::parse(&subnet_file).unwrap();
         let delegate = delegate::configuration(&conf, &subnet_file).unwrap();
         let bridge = Bridge::new(&delegate, "").unwrap();
-        let ips: Vec<Ip> = ipam::allocate(&bridge.ipam, &attachment, true).unwrap().ips;
+        let ips: Vec<Ip> =
+            ipam::allocate(bridge.ipam.as_ref().unwrap(), &attachment, true).unwrap().ips;
         let desired = attachment::desired(&attachment, Path::new(&netns), &bridge, &ips, &[]);
         let mut socket = Socket::open().unwrap();
         for count in 0.. {

@@ -158,3 +158,46 @@ fn only_one_works_in_the_store_at_a_time() {
     });
     assert_eq!(store.lock().unwrap().taken().unwrap().len(), 8 * 20);
 }
+
+#[test]
+fn what_was_reserved_before_the_machine_started_is_free() {
+    let (_directory, store) = store();
+    let locked = store.lock().unwrap();
+    for (ip_text, container) in [("10.1.2.5", "one"), ("10.1.2.6", "two")] {
+        locked.reserve(ip(ip_text), &owner(container), 0).unwrap().commit();
+    }
+    let long_ago = SystemTime::UNIX_EPOCH + Duration::from_secs(1);
+    let old = File::options().write(true).open(store.directory.join("10.1.2.5")).unwrap();
+    old.set_modified(long_ago).unwrap();
+
+    locked.forget_earlier_boots().unwrap();
+    assert_eq!(locked.taken().unwrap().len(), 2, "nobody knows of which boot they are");
+    locked.forget_earlier_boots().unwrap();
+    assert_eq!(locked.taken().unwrap().len(), 2, "they are of this boot");
+    fs::write(store.directory.join(".boot_id"), "another").unwrap();
+    locked.forget_earlier_boots().unwrap();
+    assert_eq!(locked.taken().unwrap(), [ip("10.1.2.6")].into());
+}
+
+#[test]
+fn stale_holders_are_told_from_others() {
+    let (_directory, store) = store();
+    let contents: [(&str, &[u8]); 6] = [
+        ("10.1.2.1", b"one\r\neth0"),
+        ("10.1.2.2", b"one"),
+        ("10.1.2.3", b""),
+        ("10.1.2.4", b"\0\0\xff"),
+        ("10.1.2.5", b"  two \r\neth1\n"),
+        ("10.1.2.6", b"a/b\r\neth1"),
+    ];
+    for (name, content) in contents {
+        fs::write(store.directory.join(name), content).unwrap();
+    }
+    let locked = store.lock().unwrap();
+    let damaged = [ip("10.1.2.3"), ip("10.1.2.4"), ip("10.1.2.6")].into();
+    assert_eq!(locked.release_damaged().unwrap(), damaged);
+    let two = Holder::Attachment(Id::new("two").unwrap(), "eth1".to_owned());
+    assert_eq!(locked.release_stale(|holder| *holder == two).unwrap(), [ip("10.1.2.5")].into());
+    let one = Holder::Container(Id::new("one").unwrap());
+    assert_eq!(locked.release_stale(|holder| *holder == one).unwrap(), [ip("10.1.2.2")].into());
+}

@@ -4,6 +4,8 @@
 //! holds and gives up on everything that we do not write ourselves, so that a rule is either
 //! understood wholly or not at all.
 
+mod nat;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
@@ -15,17 +17,19 @@ use netlink_packet_netfilter::nftables::{
     MetaKey, Operator, Payload, Register, Verdict as Code, VerdictAttribute,
 };
 
-use crate::packet_filter::{Family, Match, Verdict};
+use crate::packet_filter::{Family, Match, Transport, Verdict};
 
 /// One element of `NFTA_RULE_EXPRESSIONS`.
 pub(super) type Expression = ListAttribute<ExpressionAttribute>;
 
 // linux/netfilter.h
+const NF_DROP: u32 = 0;
 const NF_ACCEPT: u32 = 1;
 // linux/netfilter/nf_tables.h
 const NFTA_EXPR_NAME: u16 = 1;
 const NFTA_EXPR_DATA: u16 = 2;
 const NFT_PAYLOAD_NETWORK_HEADER: u32 = 1;
+const NFT_PAYLOAD_TRANSPORT_HEADER: u32 = 2;
 const NFT_BITWISE_MASK_XOR: u32 = 0;
 const NFTA_MASQ_FLAGS: u16 = 1;
 // linux/netfilter/nf_nat.h
@@ -101,12 +105,27 @@ pub(super) fn encode(family: Family, matches: &[Match], verdict: &Verdict) -> Ve
                 expressions.extend(match_mark(*bits));
                 continue;
             }
+            Match::LocalDestination => {
+                expressions.extend(nat::match_local_destination());
+                continue;
+            }
+            Match::DestinationPort(transport, port) => {
+                expressions.extend(nat::match_port(*transport, *port));
+                continue;
+            }
+            Match::InputInterface(link) => {
+                expressions.extend(nat::match_input_interface(*link));
+                continue;
+            }
         };
         let protocol = Protocol::of(network);
         if checked.replace(protocol) != Some(protocol) {
             expressions.extend(match_protocol(protocol));
         }
         expressions.extend(match_address(side, network, equal));
+    }
+    if let Verdict::DestinationNat(to) = verdict {
+        expressions.extend(nat::load_destination(*to));
     }
     expressions.push(conclude(verdict));
     expressions
@@ -129,10 +148,10 @@ fn match_address(side: Side, network: &IpNetwork, equal: bool) -> Vec<Expression
     if network.prefix() > 0 && network.prefix().is_multiple_of(8) {
         let length = network.prefix() / 8;
         value.truncate(length.into());
-        vec![load_header(offset, length), compare(equal, value)]
+        vec![load_network(offset, length), compare(equal, value)]
     } else {
         let length = protocol.length();
-        vec![load_header(offset, length), mask(octets(network.mask())), compare(equal, value)]
+        vec![load_network(offset, length), mask(octets(network.mask())), compare(equal, value)]
     }
 }
 
@@ -147,10 +166,14 @@ fn load_meta(key: MetaKey) -> Expression {
     Expressions::Meta(vec![Meta::Key(key), Meta::DestinationRegister(Register::Reg1)]).into()
 }
 
-fn load_header(offset: u32, length: u8) -> Expression {
+fn load_network(offset: u32, length: u8) -> Expression {
+    load_header(NFT_PAYLOAD_NETWORK_HEADER, offset, length)
+}
+
+fn load_header(base: u32, offset: u32, length: u8) -> Expression {
     Expressions::Payload(vec![
         Payload::DestinationRegister(Register::Reg1),
-        Payload::Base(NFT_PAYLOAD_NETWORK_HEADER),
+        Payload::Base(base),
         Payload::Offset(offset),
         Payload::Len(length.into()),
     ])
@@ -183,10 +206,10 @@ fn conclude(verdict: &Verdict) -> Expression {
     match verdict {
         Verdict::Accept => immediate(code(Code::Other(NF_ACCEPT))),
         Verdict::Return => immediate(code(Code::Return)),
-        Verdict::Goto(chain) => immediate(vec![
-            VerdictAttribute::Code(Code::Goto),
-            VerdictAttribute::Chain(chain.clone()),
-        ]),
+        Verdict::Drop => immediate(code(Code::Other(NF_DROP))),
+        Verdict::Goto(chain) => lead(Code::Goto, chain),
+        Verdict::Jump(chain) => lead(Code::Jump, chain),
+        Verdict::DestinationNat(to) => nat::translate(*to),
         Verdict::Masquerade { fully_random } => {
             let flags = fully_random.then(|| masquerade_flags(NF_NAT_RANGE_PROTO_RANDOM_FULLY));
             Expressions::Other {
@@ -196,6 +219,10 @@ fn conclude(verdict: &Verdict) -> Expression {
             .into()
         }
     }
+}
+
+fn lead(code: Code, chain: &str) -> Expression {
+    immediate(vec![VerdictAttribute::Code(code), VerdictAttribute::Chain(chain.to_owned())])
 }
 
 fn immediate(verdict: Vec<VerdictAttribute>) -> Expression {
@@ -220,6 +247,8 @@ pub(super) fn decode(family: Family, expressions: &[u8]) -> Option<(Vec<Match>, 
         protocol: Protocol::implied_by(family),
         protocol_alone: false,
         register: None,
+        transport: None,
+        destination: Vec::new(),
         matches: Vec::new(),
         verdict: None,
     };
@@ -235,11 +264,14 @@ pub(super) fn decode(family: Family, expressions: &[u8]) -> Option<(Vec<Match>, 
         }
         decoder.follow(name?, attributes?)?;
     }
-    let complete = decoder.register.is_none() && !decoder.protocol_alone;
+    let complete = decoder.register.is_none()
+        && !decoder.protocol_alone
+        && decoder.transport.is_none()
+        && decoder.destination.is_empty();
     complete.then_some((decoder.matches, decoder.verdict?))
 }
 
-fn value(attribute: NlaBuffer<&[u8]>) -> &[u8] {
+pub(super) fn value(attribute: NlaBuffer<&[u8]>) -> &[u8] {
     let end = usize::from(attribute.length());
     &attribute.into_inner()[NLA_HEADER_SIZE..end]
 }
@@ -264,6 +296,10 @@ struct Decoder {
     protocol_alone: bool,
     /// What register 1 holds.
     register: Option<Loaded>,
+    /// The protocol that was checked for the sake of a port which is still to come.
+    transport: Option<Transport>,
+    /// What the registers from the first on hold for a translation.
+    destination: Vec<Vec<u8>>,
     /// The conditions so far.
     matches: Vec<Match>,
     /// What the rule decides; nothing may follow it.
@@ -280,6 +316,10 @@ struct Loaded {
 enum Origin {
     Mark,
     Protocol,
+    Transport,
+    AddressType,
+    InputInterface,
+    Port,
     NetworkHeader { offset: u32, length: u32 },
 }
 
@@ -293,8 +333,12 @@ impl Decoder {
             b"payload\0" => self.load(payload_origin(&sorted(attributes)?)?),
             b"bitwise\0" => self.mask(&sorted(attributes)?),
             b"cmp\0" => self.compare(&sorted(attributes)?),
-            b"immediate\0" => {
-                self.verdict = Some(immediate_verdict(&sorted(attributes)?)?);
+            b"fib\0" => self.load(nat::fib_origin(&sorted(attributes)?)?),
+            b"immediate\0" => self.decide(&sorted(attributes)?),
+            b"nat\0" => {
+                let destination = std::mem::take(&mut self.destination);
+                let to = nat::destination(self.protocol?, &sorted(attributes)?, &destination)?;
+                self.verdict = Some(Verdict::DestinationNat(to));
                 Some(())
             }
             b"masq\0" => {
@@ -302,6 +346,20 @@ impl Decoder {
                 Some(())
             }
             _ => None,
+        }
+    }
+
+    fn decide(&mut self, attributes: &[Immediate]) -> Option<()> {
+        match nat::loaded(attributes) {
+            Some((register, value)) => {
+                let next = [Register::Reg1, Register::Reg2].get(self.destination.len());
+                self.destination.push(value);
+                (next == Some(&register)).then_some(())
+            }
+            None => {
+                self.verdict = Some(immediate_verdict(attributes)?);
+                Some(())
+            }
         }
     }
 
@@ -341,12 +399,32 @@ impl Decoder {
         match from {
             Origin::Mark => self.compare_mark(equal, mask?, value),
             Origin::Protocol => mask.is_none().then(|| self.compare_protocol(equal, value))?,
+            Origin::Transport | Origin::AddressType | Origin::InputInterface | Origin::Port => {
+                let plain = equal && mask.is_none();
+                plain.then(|| self.compare_exactly(&from, value))?
+            }
             Origin::NetworkHeader { offset, length } => {
                 let mask = mask.unwrap_or_else(|| vec![0xff; value.len()]);
                 let whole = u32::try_from(value.len()) == Ok(length) && mask.len() == value.len();
                 whole.then(|| self.compare_address(offset, equal, &mask, value))?
             }
         }
+    }
+
+    fn compare_exactly(&mut self, from: &Origin, value: &[u8]) -> Option<()> {
+        self.matches.push(match from {
+            Origin::Transport => {
+                return self.transport.replace(nat::transport(value)?).is_none().then_some(());
+            }
+            Origin::AddressType => nat::is_local(value).then_some(Match::LocalDestination)?,
+            Origin::InputInterface => Match::InputInterface(nat::link_name(value)?),
+            Origin::Port => {
+                let port = u16::from_be_bytes(value.try_into().ok()?);
+                Match::DestinationPort(self.transport.take()?, port)
+            }
+            Origin::Mark | Origin::Protocol | Origin::NetworkHeader { .. } => return None,
+        });
+        Some(())
     }
 
     fn compare_mark(&mut self, equal: bool, mask: Vec<u8>, value: &[u8]) -> Option<()> {
@@ -405,6 +483,8 @@ fn meta_origin(attributes: &[Meta]) -> Option<Origin> {
     match key {
         MetaKey::Mark => Some(Origin::Mark),
         MetaKey::Nfproto => Some(Origin::Protocol),
+        MetaKey::L4Proto => Some(Origin::Transport),
+        MetaKey::Iifname => Some(Origin::InputInterface),
         _ => None,
     }
 }
@@ -412,14 +492,20 @@ fn meta_origin(attributes: &[Meta]) -> Option<Origin> {
 fn payload_origin(attributes: &[Payload]) -> Option<Origin> {
     let [
         Payload::DestinationRegister(Register::Reg1),
-        Payload::Base(NFT_PAYLOAD_NETWORK_HEADER),
+        Payload::Base(base),
         Payload::Offset(offset),
         Payload::Len(length),
     ] = *attributes
     else {
         return None;
     };
-    Some(Origin::NetworkHeader { offset, length })
+    match (base, offset, length) {
+        (NFT_PAYLOAD_NETWORK_HEADER, ..) => Some(Origin::NetworkHeader { offset, length }),
+        (NFT_PAYLOAD_TRANSPORT_HEADER, nat::DESTINATION_PORT, nat::PORT_LENGTH) => {
+            Some(Origin::Port)
+        }
+        _ => None,
+    }
 }
 
 fn immediate_verdict(attributes: &[Immediate]) -> Option<Verdict> {
@@ -432,7 +518,11 @@ fn immediate_verdict(attributes: &[Immediate]) -> Option<Verdict> {
     };
     match &verdict[..] {
         [VerdictAttribute::Code(Code::Other(NF_ACCEPT))] => Some(Verdict::Accept),
+        [VerdictAttribute::Code(Code::Other(NF_DROP))] => Some(Verdict::Drop),
         [VerdictAttribute::Code(Code::Return)] => Some(Verdict::Return),
+        [VerdictAttribute::Code(Code::Jump), VerdictAttribute::Chain(chain)] => {
+            Some(Verdict::Jump(chain.clone()))
+        }
         [VerdictAttribute::Code(Code::Goto), VerdictAttribute::Chain(chain)] => {
             Some(Verdict::Goto(chain.clone()))
         }
@@ -451,96 +541,4 @@ fn masquerade(attributes: &[DefaultNla]) -> Option<Verdict> {
 }
 
 #[cfg(test)]
-mod tests {
-    use netlink_packet_core::Emitable;
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::packet_filter::examples::net;
-
-    #[test]
-    fn other_protocol_is_checked_even_where_it_cannot_occur() {
-        let matches = [Match::Source(net("fd00::/64"), false)];
-        let expressions = encode(Family::Ip, &matches, &Verdict::Accept);
-        assert_eq!(expressions[..2], match_protocol(Protocol::V6));
-        assert_eq!(encode(Family::Ip6, &matches, &Verdict::Accept), expressions[2..]);
-    }
-
-    #[test]
-    fn comparison_with_more_or_less_than_was_loaded_is_foreign() {
-        for length in [1, 3, 4] {
-            let expressions = vec![
-                load_header(12, length),
-                compare(true, vec![10, 1]),
-                conclude(&Verdict::Accept),
-            ];
-            assert_eq!(decode(Family::Ip, &emitted(&expressions)), None, "{length}");
-        }
-    }
-
-    #[test]
-    fn unfinished_or_continued_rule_is_foreign() {
-        let accept = || conclude(&Verdict::Accept);
-        let [load, check] = match_protocol(Protocol::V4);
-        for expressions in [
-            vec![],
-            vec![load.clone(), accept()],
-            vec![load.clone(), check.clone(), accept()],
-            vec![load_header(12, 1), compare(true, vec![10]), accept()],
-            vec![accept(), load, check],
-        ] {
-            assert_eq!(decode(Family::Inet, &emitted(&expressions)), None, "{expressions:?}");
-        }
-    }
-
-    #[test]
-    fn host_bits_are_left_out() {
-        let encoded =
-            |text| encode(Family::Ip, &[Match::Source(net(text), true)], &Verdict::Accept);
-        assert_eq!(encoded("10.1.2.3/15"), encoded("10.0.0.0/15"));
-        assert_eq!(encoded("10.1.2.3/16"), encoded("10.1.0.0/16"));
-    }
-
-    proptest! {
-        #[test]
-        fn decoder_understands_the_encoder(
-            family in prop_oneof![Just(Family::Ip), Just(Family::Ip6), Just(Family::Inet)],
-            matches in any_matches(),
-            verdict in any_verdict(),
-        ) {
-            let expressions = encode(family, &matches, &verdict);
-            prop_assert_eq!(decode(family, &emitted(&expressions)), Some((matches, verdict)));
-        }
-    }
-
-    fn emitted(expressions: &[Expression]) -> Vec<u8> {
-        let mut bytes = vec![0; expressions.buffer_len()];
-        expressions.emit(&mut bytes);
-        bytes
-    }
-
-    fn any_matches() -> impl Strategy<Value = Vec<Match>> {
-        let v4 = (any::<[u8; 4]>().prop_map(IpAddr::from), 0..=32u8);
-        let v6 = (any::<[u8; 16]>().prop_map(IpAddr::from), 0..=128u8);
-        let network = || {
-            let network = prop_oneof![v4.clone().boxed(), v6.clone().boxed()];
-            network.prop_map(|(ip, prefix)| IpNetwork::new(ip, prefix).unwrap())
-        };
-        let one = prop_oneof![
-            any::<u32>().prop_map(Match::Mark),
-            (network(), any::<bool>()).prop_map(|(network, equal)| Match::Source(network, equal)),
-            (network(), any::<bool>())
-                .prop_map(|(network, equal)| Match::Destination(network, equal)),
-        ];
-        prop::collection::vec(one, 0..4)
-    }
-
-    fn any_verdict() -> impl Strategy<Value = Verdict> {
-        prop_oneof![
-            Just(Verdict::Accept),
-            Just(Verdict::Return),
-            "[a-z]{1,9}".prop_map(Verdict::Goto),
-            any::<bool>().prop_map(|fully_random| Verdict::Masquerade { fully_random }),
-        ]
-    }
-}
+mod tests;

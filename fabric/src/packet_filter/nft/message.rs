@@ -24,8 +24,10 @@ const NFNL_BATCH_GENID: u16 = 1;
 // linux/netfilter.h
 const NF_ACCEPT: u32 = 1;
 // linux/netfilter_ipv4.h
-const NF_IP_PRI_FILTER: u32 = 0;
-const NF_IP_PRI_NAT_SRC: u32 = 100;
+const NF_IP_PRI_RAW: i32 = -300;
+const NF_IP_PRI_NAT_DST: i32 = -100;
+const NF_IP_PRI_FILTER: i32 = 0;
+const NF_IP_PRI_NAT_SRC: i32 = 100;
 // linux/netfilter/nf_tables.h
 const NFTA_RULE_EXPRESSIONS: u16 = 4;
 // libnftnl/udata.h: NFTNL_UDATA_TABLE_COMMENT, NFTNL_UDATA_RULE_COMMENT
@@ -159,12 +161,16 @@ fn new_chain(table: &TableId, chain: &str, hook: Option<Hook>) -> Vec<ChainAttri
     attributes
 }
 
-/// The type of chain, the hook and the priority.
+/// The type of chain, the hook and the priority, of which the kernel takes the bits.
 const fn hook_parameters(hook: Hook) -> (&'static str, InetHookNumber, u32) {
-    match hook {
+    let (kind, number, priority) = match hook {
         Hook::FilterForward => ("filter", InetHookNumber::Forward, NF_IP_PRI_FILTER),
         Hook::NatPostrouting => ("nat", InetHookNumber::PostRouting, NF_IP_PRI_NAT_SRC),
-    }
+        Hook::NatPrerouting => ("nat", InetHookNumber::PreRouting, NF_IP_PRI_NAT_DST),
+        Hook::NatOutput => ("nat", InetHookNumber::LocalOut, NF_IP_PRI_NAT_DST),
+        Hook::FilterPrerouting => ("filter", InetHookNumber::PreRouting, NF_IP_PRI_RAW),
+    };
+    (kind, number, priority.cast_unsigned())
 }
 
 fn new_rule(
@@ -257,7 +263,7 @@ pub(super) fn hook(payload: &[u8]) -> Result<ObservedHook, DecodeError> {
             && found.len() == 2
     };
     let plain = policy == NF_ACCEPT && !flags.contains(ChainFlags::HwOffload);
-    let known = [Hook::FilterForward, Hook::NatPostrouting].into_iter().find(is);
+    let known = Hook::ALL.into_iter().find(is);
     Ok(known.filter(|_| plain).map_or(ObservedHook::Foreign, ObservedHook::Known))
 }
 

@@ -1,5 +1,7 @@
 //! The engine against the kernel, with the `nft` program as the judge.
 
+mod ports;
+
 use std::io::Write;
 use std::process::{Command, Stdio};
 
@@ -159,8 +161,12 @@ fn rules_that_we_have_no_words_for_are_foreign() {
             "meta mark 0x4000 return",
             "meta mark & 0x4000 != 0x4000 return",
             "ct state established accept",
-            "drop",
-            "jump other",
+            "counter",
+            "tcp sport 80 accept",
+            "tcp dport != 80 accept",
+            "iifname \"veth*\" accept",
+            "fib saddr type local accept",
+            "dnat ip to 10.0.0.1",
             "masquerade random",
             "meta l4proto tcp masquerade to :1024-2048",
             "meta mark set 1",

@@ -1,0 +1,235 @@
+//! Ports of the node that lead to pods: in the list of one plugin, and through `portmap`.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::time::Duration;
+
+use flannel_tests::namespace::Namespace;
+use flannel_tests::sandbox::sandboxed;
+use serde_json::{Value, json};
+
+use super::*;
+
+const PATIENCE: Duration = Duration::from_secs(2);
+
+fn mappings() -> Value {
+    json!([
+        {"HostPort": 8080, "ContainerPort": 80, "Protocol": "tcp", "HostIP": ""},
+        {"HostPort": 8081, "ContainerPort": 80, "Protocol": "TCP", "HostIP": "192.168.9.1"},
+        {"HostPort": 5353, "ContainerPort": 53, "Protocol": "udp", "HostIP": ""},
+    ])
+}
+
+/// The list of one plugin, as containerd calls it.
+fn native() -> Value {
+    let list = include_str!("../../../../config/10-flannel-native.conflist");
+    let list: Value = serde_json::from_str(list).unwrap();
+    let [plugin] = list["plugins"].as_array().unwrap().as_slice() else { panic!("not one") };
+    let mut conf = plugin.clone();
+    conf["name"] = list["name"].clone();
+    conf["cniVersion"] = list["cniVersions"].as_array().unwrap().last().unwrap().clone();
+    assert_eq!(conf["capabilities"]["portMappings"], true);
+    conf["runtimeConfig"] = json!({"portMappings": mappings()});
+    conf
+}
+
+/// A neighbour of the node, which has the address 192.168.9.1 for it.
+fn client() -> Namespace {
+    let client = Namespace::create("client");
+    client.ip("link add eth0 type veth peer name uplink netns 1");
+    for command in ["address add 192.168.9.1/24 dev uplink", "link set uplink up"] {
+        sh(&format!("ip {command}"));
+    }
+    client.ip("address add 192.168.9.2/24 dev eth0");
+    client.ip("link set eth0 up");
+    client.ip("route add default via 192.168.9.1");
+    client
+}
+
+fn namespace(container: &Container) -> Namespace {
+    Namespace::existing(&container.id)
+}
+
+/// Tells on TCP port 80 and UDP port 53 who the client is.
+fn serve(container: &Container) {
+    let listener = namespace(container).inside(|| TcpListener::bind("[::]:80").unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let peer = stream.peer_addr().unwrap().ip().to_canonical();
+            stream.write_all(peer.to_string().as_bytes()).unwrap();
+        }
+    });
+    let id = container.id.clone();
+    let socket = namespace(container).inside(|| UdpSocket::bind("0.0.0.0:53").unwrap());
+    std::thread::spawn(move || {
+        let mut buffer = [0; 100];
+        while let Ok((_, peer)) = socket.recv_from(&mut buffer) {
+            socket.send_to(id.as_bytes(), peer).unwrap();
+        }
+    });
+}
+
+/// Who the pod sees when somebody connects to an address of the node.
+fn ask(address: &str) -> Option<String> {
+    let address: SocketAddr = address.parse().unwrap();
+    let mut stream = TcpStream::connect_timeout(&address, PATIENCE).ok()?;
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).ok()?;
+    Some(text)
+}
+
+fn ask_from(client: &Namespace, address: &str) -> Option<String> {
+    let address = address.to_owned();
+    client.inside(move || ask(&address))
+}
+
+#[test]
+fn ports_lead_to_the_pod_from_everywhere() {
+    sandboxed(|| {
+        node();
+        let (one, two, client) = (Container::new("one"), Container::new("two"), client());
+        let result = one.add(&native()).unwrap();
+        two.add(&stock()).unwrap();
+        serve(&one);
+        let seen = |address| ask_from(&client, address);
+        assert_eq!(seen("192.168.9.1:8080").as_deref(), Some("192.168.9.2"));
+        assert_eq!(seen("192.168.9.1:8081").as_deref(), Some("192.168.9.2"));
+        assert_eq!(seen("10.1.2.1:8081"), None, "only on the address that was said");
+        assert_eq!(ask("127.0.0.1:8080").as_deref(), Some("10.1.2.1"), "the node itself");
+        assert_eq!(ask("192.168.9.1:8080").as_deref(), Some("192.168.9.1"));
+        let from = |container, address| ask_from(&namespace(container), address);
+        assert_eq!(from(&one, "192.168.9.1:8080").as_deref(), Some("10.1.2.1"), "itself");
+        assert_eq!(from(&two, "10.1.2.1:8080").as_deref(), Some("10.1.2.3"), "another pod");
+
+        one.check(&native(), &result).unwrap();
+        sh("nft flush chain ip cni_hostport hostports");
+        let broken = one.check(&native(), &result).unwrap_err();
+        assert!(broken["details"].as_str().unwrap().contains("tcp dport 8080 dnat to"));
+        one.del(&native()).unwrap();
+        two.del(&stock()).unwrap();
+        assert_eq!(remains(), "");
+        assert!(!sh("nft list ruleset").contains("dport"));
+    });
+}
+
+#[test]
+fn what_is_not_for_the_node_is_left_alone() {
+    sandboxed(|| {
+        node();
+        let (one, server, client) = (Container::new("one"), Container::new("server"), client());
+        one.add(&native()).unwrap();
+        server.add(&stock()).unwrap();
+        serve(&one);
+        let listener = namespace(&server).inside(|| TcpListener::bind("0.0.0.0:8080").unwrap());
+        std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.write_all(b"somebody else").unwrap();
+        });
+        let answer = ask_from(&client, "10.1.2.3:8080");
+        assert_eq!(answer.as_deref(), Some("somebody else"), "no port of a pod is taken");
+    });
+}
+
+#[test]
+fn loopback_services_of_the_node_stay_its_own() {
+    sandboxed(|| {
+        node();
+        let one = Container::new("one");
+        one.add(&native()).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:2379").unwrap();
+        one.sh("sysctl -qw net.ipv4.conf.all.route_localnet=1");
+        one.sh("ip address del 127.0.0.1/8 dev lo");
+        one.sh("ip route add 127.0.0.1/32 via 10.1.2.1 src 10.1.2.2");
+        let connects = || {
+            let connect =
+                || TcpStream::connect_timeout(&"127.0.0.1:2379".parse().unwrap(), PATIENCE);
+            namespace(&one).inside(move || connect().is_ok())
+        };
+        assert!(!connects());
+        sh("nft flush chain ip cni_hostport martians");
+        assert!(connects(), "otherwise this test shows nothing");
+        drop(listener);
+    });
+}
+
+#[test]
+fn udp_follows_from_one_pod_to_the_next() {
+    sandboxed(|| {
+        node();
+        let (one, two, client) = (Container::new("one"), Container::new("two"), client());
+        let socket = client.inside(|| {
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            socket.connect("192.168.9.1:5353").unwrap();
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            socket
+        });
+        let answer = || {
+            socket.send(b"?").ok()?;
+            let mut buffer = [0; 100];
+            let length = socket.recv(&mut buffer).ok()?;
+            Some(String::from_utf8_lossy(&buffer[..length]).into_owned())
+        };
+        assert_eq!(answer(), None, "nobody has the port, but now there is a flow to the node");
+        one.add(&native()).unwrap();
+        serve(&one);
+        assert_eq!(answer().as_deref(), Some("one"));
+        one.del(&native()).unwrap();
+        two.add(&native()).unwrap();
+        serve(&two);
+        assert_eq!(answer().as_deref(), Some("two"));
+    });
+}
+
+#[test]
+fn portmap_is_chained_behind_any_plugin() {
+    sandboxed(|| {
+        node();
+        let (one, client) = (Container::new("one"), client());
+        let result = one.add(&stock()).unwrap();
+        let conf = |previous: &Value| {
+            json!({"cniVersion": "1.1.0", "name": "cbr0", "type": "portmap",
+                   "runtimeConfig": {"portMappings": mappings()}, "prevResult": previous})
+        };
+        let run = |command, conf: &Value| {
+            call_plugin(Plugin::Portmap, "eth0", command, "one", &one.netns, conf)
+        };
+        let alone = run("ADD", &conf(&Value::Null)).unwrap_err();
+        assert_eq!(code_and_text(&alone), (7, "must be called as chained plugin"));
+        assert_eq!(run("ADD", &conf(&result)).unwrap(), result);
+        serve(&one);
+        let seen = || ask_from(&client, "192.168.9.1:8080");
+        assert_eq!(seen().as_deref(), Some("192.168.9.2"));
+        assert_eq!(ask("127.0.0.1:8080").as_deref(), Some("10.1.2.1"));
+        run("CHECK", &conf(&result)).unwrap();
+        // Neither the ports nor the result need be said again.
+        run("DEL", &json!({"cniVersion": "1.1.0", "name": "cbr0"})).unwrap();
+        assert_eq!(seen(), None);
+        let missing = run("CHECK", &conf(&result)).unwrap_err();
+        assert_eq!(missing["code"], 102);
+        run("ADD", &conf(&result)).unwrap();
+        let gone = json!({"cniVersion": "1.1.0", "name": "cbr0", "cni.dev/valid-attachments": []});
+        call_plugin(Plugin::Portmap, "", "GC", "", "", &gone).unwrap();
+        assert!(!sh("nft list ruleset").contains("dport"));
+        one.del(&stock()).unwrap();
+        assert_eq!(remains(), "");
+    });
+}
+
+#[test]
+fn ports_of_the_go_plugin_go_with_their_container() {
+    sandboxed(|| {
+        node();
+        let one = Container::new("one");
+        one.add(&native()).unwrap();
+        for id in ["one", "two"] {
+            let rule = format!("tcp dport 99 dnat to 10.1.2.9:99 comment {id}");
+            sh(&format!("nft add rule ip cni_hostport hostports {rule}"));
+        }
+        one.del(&native()).unwrap();
+        let rules = sh("nft list ruleset");
+        assert_eq!(rules.matches("dport").count(), 1, "{rules}");
+        assert!(rules.contains("comment \"two\""), "{rules}");
+    });
+}

@@ -1,0 +1,73 @@
+//! The plugins that this one file is, told apart by the name it is run under.
+
+use std::fmt;
+use std::path::Path;
+
+/// A plugin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Plugin {
+    /// Makes the configuration of a bridge from what the agent says, and then is that.
+    Flannel,
+    /// Makes a veth pair between a bridge and a sandbox.
+    Bridge,
+    /// Hands out addresses.
+    HostLocal,
+    /// Brings the loopback interface of a sandbox up.
+    Loopback,
+    /// Leads ports of the node to a pod.
+    Portmap,
+}
+
+impl Plugin {
+    /// All of them.
+    pub const ALL: [Self; 5] =
+        [Self::Flannel, Self::Bridge, Self::HostLocal, Self::Loopback, Self::Portmap];
+
+    /// Returns the name that network lists have for it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Flannel => "flannel",
+            Self::Bridge => "bridge",
+            Self::HostLocal => "host-local",
+            Self::Loopback => "loopback",
+            Self::Portmap => "portmap",
+        }
+    }
+
+    /// Returns the plugin of that name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|plugin| plugin.as_str() == name)
+    }
+
+    /// Returns the plugin that a program is by the path it was run by. Under a name that says
+    /// nothing it is `flannel`.
+    pub fn of_program(path: &Path) -> Self {
+        let name = path.file_name().and_then(|name| name.to_str());
+        name.and_then(Self::named).unwrap_or(Self::Flannel)
+    }
+}
+
+impl fmt::Display for Plugin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_of_the_program_decides() {
+        let table = [
+            ("/opt/cni/bin/bridge", Plugin::Bridge),
+            ("host-local", Plugin::HostLocal),
+            ("./flannel", Plugin::Flannel),
+            ("/opt/cni/bin/flannel-amd64", Plugin::Flannel),
+            ("", Plugin::Flannel),
+        ];
+        for (path, expected) in table {
+            assert_eq!(Plugin::of_program(Path::new(path)), expected, "{path}");
+        }
+    }
+}
