@@ -5,6 +5,7 @@
 //! writable by its owner is a reservation and has no end.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Write};
@@ -226,11 +227,18 @@ impl DirectoryStore {
             | WatchMask::ONLYDIR;
         inotify.watches().add(&subnets, mask).map_err(watching)?;
         let mut events = inotify.into_event_stream([0; 4096]).map_err(watching)?;
+        let mut known = BTreeSet::new();
         loop {
-            let all = self.list()?.into_iter().map(|entry| entry.listed).collect();
-            if updates.send(LeaseUpdate::Snapshot(all)).await.is_err() {
-                return Ok(());
+            let all: Vec<_> = self.list()?.into_iter().map(|entry| entry.listed).collect();
+            let keys: BTreeSet<_> = all.iter().map(|listed| listed.key).collect();
+            // What went while we looked on was removed, and is not just missing.
+            let removed = known.difference(&keys).map(|key| LeaseUpdate::Removed(*key));
+            for update in removed.chain([LeaseUpdate::Snapshot(all)]) {
+                if updates.send(update).await.is_err() {
+                    return Ok(());
+                }
             }
+            known = keys;
             match timeout(EXPIRY_CHECK, events.next()).await {
                 Ok(Some(event)) => {
                     let event = event.map_err(watching)?;

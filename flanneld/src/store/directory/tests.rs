@@ -148,7 +148,7 @@ async fn a_reservation_has_no_end_and_stays_one() {
 }
 
 #[tokio::test]
-async fn changes_are_told_as_snapshots() {
+async fn changes_are_told_as_snapshots_and_what_was_removed_by_name() {
     let directory = tempfile::tempdir().unwrap();
     let store = store(&directory);
     let (updates, mut received) = mpsc::channel(8);
@@ -164,6 +164,7 @@ async fn changes_are_told_as_snapshots() {
         let key = acquire(&store, request(1, None)).await.unwrap();
         count(&mut received, 1).await;
         fs::remove_file(store.file(&key)).unwrap();
+        while received.recv().await.unwrap() != LeaseUpdate::Removed(key) {}
         count(&mut received, 0).await;
     };
     let relist = Notify::new();
