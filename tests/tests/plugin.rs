@@ -409,3 +409,25 @@ fn bridge_of_an_old_subnet_is_named_in_the_error_and_forced_if_wanted() {
         ping(node.namespace(), pod.address()).unwrap();
     });
 }
+
+#[test]
+fn one_file_is_installed_under_many_names() {
+    sandboxed(|| {
+        let directory = Path::new("/run/bin");
+        fs::create_dir(directory).unwrap();
+        let flannel = || std::process::Command::new(program::flannel());
+        program::run(flannel().args(["install", "/run/bin"]));
+        let mut names: Vec<_> =
+            fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["bridge", "flannel", "host-local", "loopback", "portmap"]);
+        for name in names {
+            let output = program::outcome(&mut std::process::Command::new(directory.join(&name)));
+            let text = String::from_utf8(output.stderr).unwrap();
+            let expected = format!("CNI Plugin {} version v", name.display());
+            assert!(output.status.success() && text.starts_with(&expected), "{text}");
+        }
+        let refused = program::outcome(flannel().args(["install", "/run/bin", "--only", "x"]));
+        assert_eq!(refused.status.code(), Some(2));
+    });
+}

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::thread::{self, ScopedJoinHandle};
 
 use fabric::link_name::LinkName;
 use fabric::netlink::{Socket, apply, observe};
@@ -69,19 +70,34 @@ fn remove(
     remains: &Remains,
 ) -> Result<(), Error> {
     let mut host = Socket::open().map_err(KernelError::from)?;
-    remove_host_veth(&mut host, attachment)?;
-    if let Some(sandbox) = sandbox {
-        remove_interface(sandbox, attachment.if_name)?;
-    }
-    // Not before the interface is gone: the next pod would have the address of a living one.
     let has_rules = remains.masquerade || remains.ports;
-    let had_rules = if has_rules { filter::remove(attachment) } else { Ok(false) };
+    // To remove a link and to remove rules both take a grace period of the kernel: one, together.
+    let (links, had_rules) = thread::scope(|scope| {
+        let rules = has_rules.then(|| scope.spawn(|| filter::remove(attachment)));
+        let links = remove_links(&mut host, attachment, sandbox);
+        (links, rules.map_or(Ok(false), join))
+    });
+    // Not before the interface is gone: the next pod would have the address of a living one.
+    links?;
     let addresses = ipam::release(&remains.data_dir, attachment)?;
     if had_rules? && remains.udp_ports {
         filter::forget_flows_to(&addresses);
     }
     forget_neighbours(&mut host, remains.bridge, addresses);
     Ok(())
+}
+
+fn join<T>(thread: ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+fn remove_links(
+    host: &mut Socket,
+    attachment: &Attachment,
+    sandbox: Option<&Netns>,
+) -> Result<(), Error> {
+    remove_host_veth(host, attachment)?;
+    sandbox.map_or(Ok(()), |sandbox| remove_interface(sandbox, attachment.if_name))
 }
 
 /// Removes what an ADD made in the kernel, however far it came.

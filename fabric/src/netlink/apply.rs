@@ -56,8 +56,8 @@ const GONE: [i32; 4] = [libc::ENOENT, libc::ENODEV, libc::ESRCH, libc::EADDRNOTA
 /// To remove what is gone already is no failure.
 pub fn apply(socket: &mut Socket, plan: &Plan) -> Vec<ApplyError> {
     let mut applier = Applier {
+        indices: std::mem::take(&mut socket.indices),
         socket,
-        indices: BTreeMap::new(),
         requests: Vec::new(),
         queued: Vec::new(),
         namespaces: Vec::new(),
@@ -74,7 +74,7 @@ pub fn apply(socket: &mut Socket, plan: &Plan) -> Vec<ApplyError> {
 
 struct Applier<'a> {
     socket: &'a mut Socket,
-    /// Numbers of the links that were asked for so far.
+    /// Numbers of the links that were observed or asked for so far.
     indices: BTreeMap<LinkName, u32>,
     /// Not sent yet.
     requests: Vec<Request>,

@@ -132,8 +132,10 @@ impl Scope {
 pub fn observe(socket: &mut Socket, scope: &Scope) -> Result<NetState, NetlinkError> {
     let mut state = NetState::default();
     let mut names = BTreeMap::new();
+    socket.indices.clear();
     for name in &scope.links {
         if let Some(message) = socket.link_by_name(*name)? {
+            socket.indices.insert(*name, message.header.index);
             names.insert(message.header.index, *name);
             let link = socket.decode_link(&message)?;
             state.links.insert(*name, link);

@@ -1,5 +1,6 @@
 //! A blocking rtnetlink socket: dumps, single questions, and batches of changes.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::ops::RangeInclusive;
 
@@ -9,6 +10,8 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::protocols::NETLINK_ROUTE;
+
+use crate::link_name::LinkName;
 
 /// The kernel sends at most 32 KiB of a dump at once (`netlink_dump`).
 const RECEIVE_BYTES: usize = 1 << 16;
@@ -25,6 +28,9 @@ pub struct Socket {
     /// Numbers of the requests that were sent last; answers to older ones are stale.
     pending: RangeInclusive<u32>,
     received: Vec<u8>,
+    /// Numbers of links from the last observation, for the plan that is made of it and no other.
+    /// Where one is out of date already, the kernel knows no such link, which counts as a race.
+    pub(super) indices: BTreeMap<LinkName, u32>,
 }
 
 /// The kernel could not be asked.
@@ -98,7 +104,12 @@ impl Socket {
         inner.set_netlink_get_strict_chk(true)?;
         // Only root of the machine may exceed the limit; the default is enough for one batch.
         let _default_is_enough = inner.set_rx_buf_sz(RECEIVE_BUFFER_BYTES);
-        Ok(Self { inner, pending: 0..=0, received: Vec::with_capacity(RECEIVE_BYTES) })
+        Ok(Self {
+            inner,
+            pending: 0..=0,
+            received: Vec::with_capacity(RECEIVE_BYTES),
+            indices: BTreeMap::new(),
+        })
     }
 
     /// Reads a whole table, again if it changed meanwhile.

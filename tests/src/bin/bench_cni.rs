@@ -1,5 +1,6 @@
 //! How long ADD and DEL take, against the Go plugins `bridge` and `host-local` of Debian with the
-//! configuration that the stock list makes for them.
+//! configuration that the stock list makes for them, and with one host port against these and
+//! `portmap`. The time of a chain is that of its processes.
 //!
 //! Both are run in turns, in one sandbox, each for its own bridge, on namespaces made beforehand.
 //! The deletion of a veth pair by `ip` is measured with them: no DEL can be faster than the kernel.
@@ -10,7 +11,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, Output};
 use std::time::{Duration, Instant};
 
 use flannel_tests::namespace::Namespace;
@@ -37,8 +38,8 @@ fn main() -> ExitCode {
 /// One of the plugins that are compared.
 struct Contestant {
     label: &'static str,
-    program: PathBuf,
-    configuration: Value,
+    /// Programs with their configurations, in the order of ADD.
+    chain: Vec<(PathBuf, Value)>,
     pods: Vec<Namespace>,
     add: Samples,
     del: Samples,
@@ -46,19 +47,28 @@ struct Contestant {
 
 fn measure(count: usize) {
     let go = Path::new(GO_PLUGINS);
-    for plugin in ["bridge", "host-local"] {
+    for plugin in ["bridge", "host-local", "portmap"] {
         let path = go.join(plugin);
         assert!(path.exists(), "{}", program::missing(&path.to_string_lossy()));
     }
     furnish();
-    let mut contestants = [
-        Contestant::new("flannel", program::flannel(), runtime::stock_configuration(VERSION)),
-        Contestant::new("bridge + host-local (Go)", go.join("bridge"), go_configuration()),
-    ];
+    let (flannel, native) = (program::flannel(), runtime::stock_configuration(VERSION));
+    let ours = Contestant::new("flannel", vec![(flannel.clone(), native.clone())]);
+    let bridge = (go.join("bridge"), go_configuration());
+    let theirs = Contestant::new("bridge + host-local (Go)", vec![bridge.clone()]);
+    compare("an attachment", [ours, theirs], count);
+
+    let ours = Contestant::new("flannel", vec![(flannel, with_port(native))]);
+    let portmap = json!({ "cniVersion": VERSION, "name": "go", "type": "portmap" });
+    let chain = vec![bridge, (go.join("portmap"), with_port(portmap))];
+    let theirs = Contestant::new("the same + portmap (Go)", chain);
+    compare("an attachment with one host port", [ours, theirs], count);
+}
+
+fn compare(what: &str, mut contestants: [Contestant; 2], count: usize) {
     let kernel_pods = pods("kernel");
     let mut kernel_delete = Samples::default();
-
-    println!("{count} attachments of each kind, {BATCH} at a time; {}", machine());
+    println!("{what}: {count} of each kind, {BATCH} at a time; {}", machine());
     for batch in 0..count.div_ceil(BATCH) {
         for number in 0..BATCH {
             in_turns(&mut contestants, batch + number, |one| one.attach(number));
@@ -80,31 +90,56 @@ fn measure(count: usize) {
         println!("  {:<28}1/{:.1}", "ratio of the medians", go.1.ratio_to(ours.1));
     }
     println!("  {:<28}{kernel_delete}", "ip link delete, to compare");
-    println!("\n{}", machine());
+    println!("\n{}\n", machine());
+    let all = contestants.iter().flat_map(|one| &one.pods).chain(&kernel_pods);
+    all.for_each(Namespace::delete);
+}
+
+/// The port itself is set for each pod.
+fn with_port(mut configuration: Value) -> Value {
+    let port = json!({ "hostPort": 0, "containerPort": 80, "protocol": "tcp" });
+    configuration["runtimeConfig"] = json!({ "portMappings": [port] });
+    configuration
 }
 
 impl Contestant {
-    fn new(label: &'static str, program: PathBuf, configuration: Value) -> Self {
-        let pods = pods(configuration["name"].as_str().unwrap_or_default());
+    fn new(label: &'static str, chain: Vec<(PathBuf, Value)>) -> Self {
+        let pods = pods(chain[0].1["name"].as_str().unwrap_or_default());
         let (add, del) = Default::default();
-        Self { label, program, configuration, pods, add, del }
+        Self { label, chain, pods, add, del }
     }
 
     fn attach(&mut self, number: usize) {
-        let time = self.call(Verb::Add, number);
+        let mut time = Duration::ZERO;
+        let mut result = Value::Null;
+        for (program, configuration) in &self.chain {
+            let (output, one) = self.call(Verb::Add, number, program, configuration, &result);
+            result = serde_json::from_slice(&output.stdout).expect("ADD has a result");
+            time += one;
+        }
         self.add.push(time);
     }
 
     fn detach(&mut self, number: usize) {
-        let time = self.call(Verb::Del, number);
+        let calls = self.chain.iter().rev().map(|(program, configuration)| {
+            self.call(Verb::Del, number, program, configuration, &Value::Null).1
+        });
+        let time = calls.sum();
         self.del.push(time);
     }
 
     /// From the start of the process until its end is noticed.
-    fn call(&self, verb: Verb, number: usize) -> Duration {
+    fn call(
+        &self,
+        verb: Verb,
+        number: usize,
+        program: &Path,
+        configuration: &Value,
+        previous: &Value,
+    ) -> (Output, Duration) {
         let pod = &self.pods[number];
         let attachment = pod::attachment(pod.name(), pod.path());
-        let mut command = Command::new(&self.program);
+        let mut command = Command::new(program);
         command
             .env_clear()
             .env("CNI_COMMAND", verb.name())
@@ -113,12 +148,19 @@ impl Contestant {
             .env("CNI_IFNAME", &attachment.ifname)
             .env("CNI_PATH", GO_PLUGINS)
             .env("PATH", program::search_path());
-        let stdin = self.configuration.to_string();
+        let mut configuration = configuration.clone();
+        if let Some(port) = configuration.pointer_mut("/runtimeConfig/portMappings/0/hostPort") {
+            *port = json!(20_000 + number);
+        }
+        if !previous.is_null() {
+            configuration["prevResult"] = previous.clone();
+        }
+        let stdin = configuration.to_string();
         let start = Instant::now();
         let output = runtime::feed(&mut command, &stdin);
         let time = start.elapsed();
         assert!(output.status.success(), "{}", program::describe(&command, &output));
-        time
+        (output, time)
     }
 }
 

@@ -7,9 +7,9 @@ use netlink_packet_netfilter::nftables::{
     DataAttribute, Expressions, Immediate, MetaKey, Register,
 };
 
+use super::decode::Origin;
 use super::{
-    Expression, NFT_PAYLOAD_TRANSPORT_HEADER, Origin, Protocol, compare, load_header, load_meta,
-    octets,
+    Expression, NFT_PAYLOAD_TRANSPORT_HEADER, Protocol, compare, load_header, load_meta, octets,
 };
 use crate::link_name::LinkName;
 use crate::packet_filter::Transport;

@@ -2,6 +2,7 @@ use netlink_packet_core::Emitable;
 use proptest::prelude::*;
 
 use super::*;
+use crate::packet_filter::Transport;
 use crate::packet_filter::examples::net;
 
 #[test]
