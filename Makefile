@@ -45,11 +45,12 @@ lint: ## Check formatting, run clippy and build the documentation, warnings deni
 	$(CARGO) clippy $(CARGO_FLAGS) --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc $(CARGO_FLAGS) --workspace --no-deps
 
-bench: build ## Measure ADD and DEL against Debian's Go plugins, and 4,000 peers against ip -batch
+bench: build ## Measure the plugin against Debian's Go plugins, 4,000 peers against ip -batch, and udp
 	@tests/requirements.sh --check bench
 	$(CARGO) build $(CARGO_FLAGS) --release --target-dir target -p flannel-tests
 	TEST_FLANNEL=$(DIST)/flannel target/release/bench_cni
 	TEST_FLANNELD=$(DIST)/flanneld target/release/bench_peers
+	TEST_FLANNEL=$(DIST)/flannel TEST_FLANNELD=$(DIST)/flanneld target/release/bench_udp
 
 requirements: ## Install the programs that building, testing and measuring need (Debian, as root)
 	@tests/requirements.sh build demo test bench
