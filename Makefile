@@ -8,6 +8,8 @@ HOST = $(shell rustc -vV | sed -n "s/^host: //p")
 MUSL = $(HOST:-gnu=-musl)
 # The plugin is static: with musl where that target is installed, with glibc otherwise.
 PLUGIN_TARGET = $(if $(wildcard $(shell rustc --print sysroot)/lib/rustlib/$(MUSL)/lib),$(MUSL),$(HOST))
+# With glibc in it, the plugin is compiled for size.
+PLUGIN_PROFILE = $(if $(filter %-musl,$(PLUGIN_TARGET)),release,small)
 STATIC := RUSTFLAGS='-C target-feature=+crt-static'
 DIST := target/dist
 
@@ -19,10 +21,10 @@ help: ## List the targets
 
 build: ## Build flanneld and the CNI plugin for release, static, into target/dist
 	@tests/requirements.sh --check build
-	$(STATIC) $(CARGO) build $(CARGO_FLAGS) --release --target $(PLUGIN_TARGET) --target-dir target -p cni-plugin
+	$(STATIC) $(CARGO) build $(CARGO_FLAGS) --profile $(PLUGIN_PROFILE) --target $(PLUGIN_TARGET) --target-dir target -p cni-plugin
 	$(STATIC) $(CARGO) build $(CARGO_FLAGS) --release --target $(HOST) --target-dir target -p flanneld
 	@mkdir -p $(DIST)
-	@cp -f target/$(PLUGIN_TARGET)/release/flannel target/$(HOST)/release/flanneld $(DIST)/
+	@cp -f target/$(PLUGIN_TARGET)/$(PLUGIN_PROFILE)/flannel target/$(HOST)/release/flanneld $(DIST)/
 	@ls -l $(DIST)
 
 demo: ## Run a three-node pod network in a sandbox; KEEP=1 leaves a shell, STORE=etcd uses etcd
