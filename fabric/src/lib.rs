@@ -16,6 +16,7 @@ pub mod netstate;
 pub mod packet_filter;
 pub mod plan;
 pub mod sysctl;
+pub mod tun;
 
 pub mod json;
 pub mod subnet_file;

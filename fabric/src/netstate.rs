@@ -72,6 +72,9 @@ pub enum LinkKind {
     Veth(Option<VethPeer>),
     /// A VXLAN tunnel.
     Vxlan(Vxlan),
+    /// A persistent TUN device with several queues, for a program that carries its packets
+    /// ([`crate::tun`]).
+    Tun,
     /// Anything that we do not make.
     Other(String),
 }
@@ -84,6 +87,7 @@ impl LinkKind {
             Self::Bridge => "bridge",
             Self::Veth(_) => "veth",
             Self::Vxlan(_) => "vxlan",
+            Self::Tun => "tun",
             Self::Other(kind) => kind,
         }
     }

@@ -166,8 +166,10 @@ impl Diff<'_> {
             let change = |change| Op::SetLink(*name, change);
             match self.kept(name) {
                 Some(now) => ops.extend(self.changes(now, link).into_iter().map(change)),
-                // The kernel takes neither of these when it makes the link.
+                // The kernel takes none of these when it makes the link.
                 None => {
+                    let mtu = link.mtu.filter(|_| link.kind == LinkKind::Tun);
+                    ops.extend(mtu.map(|mtu| change(LinkChange::Mtu(mtu))));
                     let hairpin = link.port.is_some_and(|port| port.hairpin);
                     ops.extend(hairpin.then(|| change(LinkChange::Hairpin(true))));
                     ops.extend(link.alias.clone().map(|alias| change(LinkChange::Alias(alias))));
@@ -381,6 +383,9 @@ impl fmt::Display for Plan {
 impl fmt::Display for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::AddLink(name, Link { kind: LinkKind::Tun, .. }) => {
+                write!(f, "ip tuntap add dev {name} mode tun multi_queue vnet_hdr")
+            }
             Self::AddLink(name, link) => write!(f, "ip link add {name}{link}"),
             Self::DelLink(name) => write!(f, "ip link del {name}"),
             Self::SetLink(name, LinkChange::Hairpin(on)) => {
@@ -433,9 +438,11 @@ impl fmt::Display for Link {
                 }
                 peer.mtu.map_or(Ok(()), |mtu| write!(f, " mtu {mtu}"))
             }
-            LinkKind::Loopback | LinkKind::Bridge | LinkKind::Veth(None) | LinkKind::Other(_) => {
-                Ok(())
-            }
+            LinkKind::Loopback
+            | LinkKind::Bridge
+            | LinkKind::Veth(None)
+            | LinkKind::Tun
+            | LinkKind::Other(_) => Ok(()),
         }
     }
 }

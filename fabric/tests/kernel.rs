@@ -20,6 +20,7 @@ use fabric::netstate::{
     VethPeer, Vxlan,
 };
 use fabric::plan::{LinkChange, Op, Plan, diff};
+use fabric::tun;
 use fabric::vni::Vni;
 use flannel_tests::sandbox::sandboxed;
 
@@ -368,5 +369,40 @@ fn the_inventory_lists_addresses_and_the_way_out() {
         assert_eq!(inventory.default_routes[0].interface, name("eth0"));
         ip("route flush table main");
         assert_eq!(route_to(&mut socket, [100, 64, 0, 1].into()).unwrap(), None);
+    });
+}
+
+#[test]
+fn a_tun_device_stays_and_its_queues_can_be_opened() {
+    sandboxed(|| {
+        let link = name("flannel0");
+        let mut desired = NetState::default();
+        let mtu = Mtu::new(1472);
+        desired.links.insert(link, Link { mtu, ..Link::up(LinkKind::Tun) });
+        desired.addresses.insert(Address { link, ip: "10.244.1.0/32".parse().unwrap() });
+        let key = RouteKey::main("10.244.0.0/16".parse().unwrap());
+        let route = Route { link, via: None, onlink: false, protocol: ROUTE_PROTOCOL };
+        desired.routes.insert(key, route);
+        let mut socket = Socket::open().unwrap();
+        // One that is gone when its program ends cannot be shared, so it is made anew.
+        ip("tuntap add dev flannel0 mode tun");
+        let report = converge(&mut socket, &Scope::of(&desired), &desired).unwrap();
+        assert!(report.failures.is_empty(), "{:?}", report.failures);
+        assert_eq!(
+            report.plan.to_string(),
+            "\
+ip link del flannel0
+ip tuntap add dev flannel0 mode tun multi_queue vnet_hdr
+ip link set flannel0 mtu 1472
+ip address replace 10.244.1.0/32 dev flannel0
+ip link set flannel0 up
+ip route add 10.244.0.0/16 dev flannel0 proto 199
+"
+        );
+        let again = converge(&mut socket, &Scope::of(&desired), &desired).unwrap();
+        assert!(again.plan.is_empty(), "{}", again.plan);
+        let _queues = [tun::open_queue(link).unwrap(), tun::open_queue(link).unwrap()];
+        assert!(tun::open_queue(name("flannel9")).is_err());
+        assert_eq!(tun::create(link).unwrap_err().raw_os_error(), Some(libc::EEXIST));
     });
 }

@@ -1,6 +1,8 @@
 //! The life of the agent: what is read at the start, and what then runs side by side.
 //!
-//!     configuration ─▶ interface ─▶ backend ─▶ lease ─▶ { watch, renewal, kernel, reconciler }
+//! ```text
+//! configuration ─▶ interface ─▶ backend ─▶ lease ─▶ { watch, renewal, kernel, reconciler }
+//! ```
 //!
 //! What can heal is waited for; what cannot ends the start with one line. Nothing that was made in
 //! the kernel is removed at the end.
@@ -12,11 +14,12 @@ use fabric::mac::MacAddr;
 use fabric::subnet_file::SubnetFile;
 use ipnetwork::{IpNetwork, Ipv4Network};
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
-use tracing::{info, warn};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::{Instant, sleep};
+use tracing::{error, info, warn};
 
 use crate::backend::{self, Backend, BackendError};
-use crate::cli::{Options, StoreOptions};
+use crate::cli::{InterfaceOptions, Options, StoreOptions};
 use crate::config::{ConfigError, NetworkConfig, Pool};
 use crate::external_interface::{self, ExternalInterface, NoInterface};
 use crate::kernel::{self, Kernel};
@@ -26,10 +29,13 @@ use crate::masquerade::RuleOptions;
 use crate::reconciler::{self, Channels, Node};
 use crate::shutdown::Shutdown;
 use crate::store::{DirectoryStore, EtcdStore, LeaseStore, StoreError};
-use crate::{health, notifications, renewal, retry};
+use crate::{clock, health, notifications, readdress, renewal, retry};
 
 /// The network configuration is asked for this often until there is a valid one.
 const CONFIG_RETRY: Duration = Duration::from_secs(1);
+/// A machine that boots has its addresses after this long, or somebody has to look.
+const INTERFACE_PATIENCE: Duration = Duration::from_secs(20);
+const INTERFACE_RETRY: Duration = Duration::from_millis(500);
 /// Updates that wait for the loop; a store that is faster waits itself.
 const UPDATES: usize = 1024;
 
@@ -126,16 +132,18 @@ async fn serve(
 ) -> Result<(), StartError> {
     let config = network_config(&store).await;
     let (pool, network) = ipv4_pool(&config)?;
-    let interface = external_interface(&options)?;
-    let backend = backend::configure(&config.backend, pool.network, &interface, |device| {
-        kernel::mac_of(device).unwrap_or_else(|| MacAddr::local(rand::random()))
-    })?;
+    let interface = wait_for_interface(&options.interface).await?;
+    let configure = |interface: &ExternalInterface| {
+        backend::configure(&config.backend, pool.network, interface, |device| {
+            kernel::mac_of(device).unwrap_or_else(|| MacAddr::local(rand::random()))
+        })
+    };
+    let backend = configure(&interface)?;
     let request = Request {
         pool,
         previous: previous_subnet(&options),
         attributes: attributes(&*backend, &interface),
     };
-    let held = renewal::acquire(&store, &request).await;
     let rules = RuleOptions {
         masquerade: options.ip_masq,
         random_fully: options.random_fully,
@@ -146,17 +154,30 @@ async fn serve(
     let node = Node { backend, network, rules, subnet_file: options.subnet_file, kernel };
 
     let (updates, leases) = mpsc::channel(UPDATES);
-    let (published, current) = watch::channel(held);
+    let (published, current) = watch::channel(None);
+    let (publish, attributes) = watch::channel(request.attributes.clone());
+    let (rebuild, backends) = mpsc::channel(1);
+    let moved = async |interface: &ExternalInterface| match configure(interface) {
+        Ok(backend) => {
+            publish.send_replace(self::attributes(&*backend, interface));
+            // Nobody listens any more only when the program is ending.
+            let _ending = rebuild.send(backend).await;
+        }
+        Err(error) => error!(%error, "the new interface cannot be used"),
+    };
     let (doubts, doubted) = mpsc::channel(1);
     let (wake, kernel_changes) = mpsc::channel(1);
     let is_ready = ready.subscribe();
-    let channels = Channels { leases, held: current, doubts, kernel_changes, ready };
+    let relist = Notify::new();
+    let renewal = renewal::Channels { doubts: doubted, attributes, published, relist: &relist };
+    let channels = Channels { leases, backends, held: current, doubts, kernel_changes, ready };
     tokio::select! {
-        () = store.watch(updates) => Ok(()),
-        () = renewal::keep(&store, request, options.renew_margin, doubted, published) => Ok(()),
+        () = store.watch(updates, &relist) => Ok(()),
+        () = renewal::keep(&store, request, options.renew_margin, clock::since_boot, renewal) => Ok(()),
         error = notifications::links(device, underlay, wake.clone()) => Err(deaf(error)),
         error = notifications::rules(wake) => Err(deaf(error)),
         () = reconciler::run(node, channels) => Ok(()),
+        () = readdress::follow(&options.interface, interface, moved) => Ok(()),
         () = notify_supervisor(is_ready) => Ok(()),
     }
 }
@@ -179,17 +200,32 @@ fn ipv4_pool(config: &NetworkConfig) -> Result<(Pool, Ipv4Network), StartError> 
     }
 }
 
-fn external_interface(options: &Options) -> Result<ExternalInterface, StartError> {
-    let (inventory, reach) = kernel::inventory(options.interface.can_reach)?;
-    let interface = external_interface::choose(&options.interface, &inventory, reach)?;
-    info!(
-        interface = %interface.name,
-        mtu = interface.mtu.get(),
-        address = %interface.ip,
-        public_address = %interface.public_ip,
-        "interface for the traffic between nodes chosen"
-    );
-    Ok(interface)
+/// Chooses the interface; while the machine boots, it may not be there yet.
+async fn wait_for_interface(options: &InterfaceOptions) -> Result<ExternalInterface, StartError> {
+    let start = Instant::now();
+    let mut told = false;
+    loop {
+        let (inventory, reach) = kernel::inventory(options.can_reach)?;
+        match external_interface::choose(options, &inventory, reach) {
+            Ok(interface) => {
+                info!(
+                    interface = %interface.name,
+                    mtu = interface.mtu.get(),
+                    address = %interface.ip,
+                    public_address = %interface.public_ip,
+                    "interface for the traffic between nodes chosen"
+                );
+                return Ok(interface);
+            }
+            Err(none) if start.elapsed() > INTERFACE_PATIENCE => return Err(none.into()),
+            Err(none) => {
+                if !std::mem::replace(&mut told, true) {
+                    warn!("{none}; waiting for it for {} s", INTERFACE_PATIENCE.as_secs());
+                }
+                sleep(INTERFACE_RETRY).await;
+            }
+        }
+    }
 }
 
 /// Returns what this node had before, as the file for the CNI plugin still says it.

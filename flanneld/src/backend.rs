@@ -2,6 +2,7 @@
 
 mod host_gw;
 mod peers;
+pub(crate) mod udp;
 mod vxlan;
 
 use std::net::Ipv4Addr;
@@ -18,6 +19,8 @@ use crate::external_interface::ExternalInterface;
 use crate::lease::{Attributes, LeaseKey};
 
 use host_gw::HostGw;
+use udp::Udp;
+use udp::datapath::Forwarding;
 use vxlan::Vxlan;
 
 /// One way for packets to travel. Everything here is pure.
@@ -50,6 +53,8 @@ pub(crate) struct Peer<'a> {
 pub(crate) struct Desired {
     pub(crate) state: NetState,
     pub(crate) left_out: Vec<(LeaseKey, Reason)>,
+    /// What this program carries itself, if the kernel does not.
+    pub(crate) forwarding: Option<Forwarding>,
 }
 
 /// Why a peer is left out.
@@ -67,7 +72,7 @@ pub(crate) enum Reason {
     PublicIp(Ipv4Addr),
     #[error("its public address {0} is ours")]
     OurPublicIp(Ipv4Addr),
-    #[error("its backend is {theirs:?}, not {ours}")]
+    #[error("its backend is {theirs:?}, not {ours:?}")]
     BackendType { theirs: String, ours: &'static str },
     #[error("its backend data does not decode: {0}")]
     BackendData(String),
@@ -78,7 +83,7 @@ pub(crate) enum Reason {
 /// Why the configuration of a backend cannot be used.
 #[derive(Debug, PartialEq, thiserror::Error)]
 pub(crate) enum BackendError {
-    #[error("Backend.Type {0:?} is not available: want vxlan or host-gw")]
+    #[error("Backend.Type {0:?} is not available: want vxlan, host-gw or udp")]
     Unknown(String),
     #[error("the options of Backend do not decode")]
     Json(#[from] fabric::json::Error),
@@ -107,6 +112,7 @@ pub(crate) fn configure(
     Ok(match config.kind.as_str() {
         "vxlan" => Box::new(Vxlan::configure(&config.options, network, interface, device_mac)?),
         "host-gw" => Box::new(HostGw::configure(network, interface)?),
+        "udp" => Box::new(Udp::configure(&config.options, network, interface)?),
         other => return Err(BackendError::Unknown(other.to_owned())),
     })
 }

@@ -5,6 +5,7 @@
 //! was typed, checked one flag at a time; what it means together is decided where it is used.
 
 mod flags;
+mod lease;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,12 +15,15 @@ use std::time::Duration;
 
 pub(crate) use flags::usage;
 use flags::{FLAGS, Flag, Kind};
+pub(crate) use lease::{LeaseCommand, Verb};
 
 /// What the command line asks for.
 #[derive(Debug)]
 pub(crate) enum Command {
     /// Be the node agent.
     Run(Box<Options>),
+    /// Look at leases, or change them.
+    Lease(Box<LeaseCommand>),
     /// Print the version.
     Version,
     /// Print the usage.
@@ -61,7 +65,14 @@ pub(crate) struct EtcdOptions {
     pub(crate) key_file: Option<PathBuf>,
     pub(crate) cert_file: Option<PathBuf>,
     pub(crate) ca_file: Option<PathBuf>,
-    pub(crate) user: Option<(String, Secret)>,
+    pub(crate) user: Option<(String, Password)>,
+}
+
+/// Where the password of a user is.
+#[derive(Clone, Debug)]
+pub(crate) enum Password {
+    Given(Secret),
+    File(PathBuf),
 }
 
 /// Which interface carries the traffic between nodes.
@@ -94,6 +105,8 @@ pub(crate) enum UsageError {
     Value { flag: &'static str, value: String, expected: String },
     #[error("flag -{flag} is not available: {instead}")]
     NotAvailable { flag: &'static str, instead: &'static str },
+    #[error("flanneld lease: {0}; {usage}", usage = lease::USAGE)]
+    Lease(String),
 }
 
 /// Reads the arguments, without the name of the program, and `FLANNELD_…` variables for whatever
@@ -102,7 +115,11 @@ pub(crate) fn parse(
     arguments: impl IntoIterator<Item = String>,
     environment: impl Fn(&str) -> Option<String>,
 ) -> Result<Command, UsageError> {
-    let mut typed = match Typed::from_arguments(arguments.into_iter())? {
+    let mut arguments = arguments.into_iter().peekable();
+    if arguments.next_if_eq("lease").is_some() {
+        return lease::parse(arguments, environment);
+    }
+    let mut typed = match Typed::from_arguments(arguments)? {
         Some(typed) => typed,
         None => return Ok(Command::Help),
     };
@@ -233,8 +250,15 @@ impl Typed {
             key_file: self.path("etcd-keyfile"),
             cert_file: self.path("etcd-certfile"),
             ca_file: self.path("etcd-cafile"),
-            user: user.map(|name| (name, Secret(self.text("etcd-password")))),
+            user: user.map(|name| (name, self.password())),
         })
+    }
+
+    fn password(&self) -> Password {
+        match self.path("etcd-password-file") {
+            Some(path) => Password::File(path),
+            None => Password::Given(Secret(self.text("etcd-password"))),
+        }
     }
 
     fn interface(&self) -> Result<InterfaceOptions, UsageError> {

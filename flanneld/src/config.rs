@@ -3,10 +3,13 @@
 //! It is decoded by Go's rules, because it was written for a Go program. Nothing is ever written
 //! back. What a backend makes of its options is decided by the backend.
 
+use std::fmt::Display;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
 
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 /// The network configuration, valid as a whole.
@@ -125,9 +128,9 @@ struct Keys {
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Document {
-    #[serde(rename = "Network")]
+    #[serde(rename = "Network", deserialize_with = "cidr")]
     network: Option<Ipv4Network>,
-    #[serde(rename = "IPv6Network")]
+    #[serde(rename = "IPv6Network", deserialize_with = "cidr")]
     ipv6_network: Option<Ipv6Network>,
     #[serde(rename = "EnableIPv4")]
     enable_ipv4: Option<bool>,
@@ -149,6 +152,20 @@ struct Document {
     ipv6_subnet_max: Option<Ipv6Addr>,
     #[serde(rename = "Backend")]
     backend: Option<Value>,
+}
+
+/// A network has a length; the library would take an address without one as a network of one.
+fn cidr<'de, D, N>(deserializer: D) -> Result<Option<N>, D::Error>
+where
+    D: Deserializer<'de>,
+    N: FromStr<Err: Display>,
+{
+    let text = String::deserialize(deserializer)?;
+    let wrong = |reason: String| D::Error::custom(format!("{text:?} is not a network: {reason}"));
+    if !text.contains('/') {
+        return Err(wrong("it has no length, such as /16".to_owned()));
+    }
+    text.parse().map(Some).map_err(|error: N::Err| wrong(error.to_string()))
 }
 
 /// One family of the document, before it is checked.

@@ -1,6 +1,8 @@
 //! The thread that reads and writes kernel state, on one socket of its own.
 //!
-//!     reconciler ──Wanted──▶ observe, compare, apply ──Outcome──▶ reconciler
+//! ```text
+//! reconciler ──Wanted──▶ observe, compare, apply ──Outcome──▶ reconciler
+//! ```
 
 use std::sync::mpsc as blocking;
 use std::thread;
@@ -14,6 +16,7 @@ use fabric::packet_filter::{self, Ruleset};
 use tokio::sync::oneshot;
 use tracing::debug;
 
+use crate::backend::udp::datapath::{DataPath, Forwarding};
 use crate::errors::chain;
 
 /// What the kernel shall look like.
@@ -22,6 +25,7 @@ pub(crate) struct Wanted {
     pub(crate) scope: Scope,
     pub(crate) state: NetState,
     pub(crate) rules: Ruleset,
+    pub(crate) forwarding: Option<Forwarding>,
 }
 
 /// What came of it.
@@ -55,9 +59,10 @@ impl Kernel {
         let mut socket = Socket::open()?;
         let (requests, queue) = blocking::channel::<(Wanted, oneshot::Sender<Outcome>)>();
         let serve = move || {
+            let mut data_path = None;
             for (wanted, reply) in queue {
                 // Nobody waits for the answer when the program is ending.
-                let _nobody_waits = reply.send(make_true(&mut socket, &wanted));
+                let _nobody_waits = reply.send(make_true(&mut socket, &mut data_path, wanted));
             }
         };
         thread::Builder::new().name("kernel".to_owned()).spawn(serve)?;
@@ -78,7 +83,7 @@ impl Kernel {
     }
 }
 
-fn make_true(socket: &mut Socket, wanted: &Wanted) -> Outcome {
+fn make_true(socket: &mut Socket, data_path: &mut Option<DataPath>, wanted: Wanted) -> Outcome {
     let start = Instant::now();
     let mut outcome = Outcome::default();
     match converge(socket, &wanted.scope, &wanted.state) {
@@ -95,6 +100,11 @@ fn make_true(socket: &mut Socket, wanted: &Wanted) -> Outcome {
     match make_rules_true(&wanted.rules) {
         Ok(operations) => outcome.operations += operations,
         Err(error) => outcome.node_failures.push(chain(&error)),
+    }
+    if let Some(forwarding) = wanted.forwarding
+        && let Err(error) = DataPath::ensure(data_path, forwarding)
+    {
+        outcome.node_failures.push(chain(&error));
     }
     outcome.duration = start.elapsed();
     outcome

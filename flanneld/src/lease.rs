@@ -1,6 +1,31 @@
 //! A lease grants a subnet to a node, and says how to reach that node.
+//!
+//! # Whose a key is
+//!
+//! A node is known by its public address, as with flannel. Addresses can be given twice, so what a
+//! backend publishes besides (`BackendData`, with the Ethernet address of the tunnel device) is
+//! taken as the mark of whoever wrote a key, and the time of the last renewal as its sign of life:
+//! every node renews its etcd lease every 10 s, which no other node sees unless it asks.
+//!
+//! | address | mark | the key is |
+//! |---|---|---|
+//! | ours | ours, or none | ours |
+//! | ours | another, renewed within 32 s | that of another living node: we refuse to share, and say so |
+//! | ours | another, not renewed | ours, from before this machine booted: it is taken over |
+//! | another | ours, on the subnet that we had, not renewed | ours, from before our address changed |
+//! | another | any | somebody else's |
+//!
+//! Whoever takes a key over looks once more at the old etcd lease afterwards; if it was renewed in
+//! the meantime, everything is put back. A reservation (a key without an end) shows no sign of
+//! life: who starts last has it, half a minute after writing it, and who had it before gives way.
+//! Backends that publish nothing (host-gw) have no mark; there, two nodes with one address are seen
+//! only when they change each other's keys. A flannel node renews once in 23 hours, so it looks
+//! dead: it is succeeded by a node with its address, as flannel itself would do.
 
 pub(crate) mod acquire;
+pub(crate) mod keeper;
+
+pub(crate) mod follow;
 pub(crate) mod table;
 pub(crate) mod wire;
 
@@ -106,6 +131,9 @@ impl fmt::Display for LeaseKey {
         }
     }
 }
+
+#[cfg(test)]
+mod simulation;
 
 #[cfg(test)]
 mod tests {

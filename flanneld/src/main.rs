@@ -11,22 +11,30 @@ mod store;
 mod backend;
 mod masquerade;
 
+mod lease_command;
+
 mod agent;
 mod kernel;
 mod notifications;
 mod reconciler;
 
+mod clock;
 mod errors;
+#[cfg(test)]
+mod foreign_bytes;
 mod health;
+mod pods;
+mod readdress;
 mod renewal;
 mod retry;
+mod secrets;
 mod shutdown;
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write as _};
 use std::process::ExitCode;
 
-use tracing::error;
 use tracing::level_filters::LevelFilter;
+use tracing::{error, warn};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -34,9 +42,11 @@ use tracing_subscriber::util::SubscriberInitExt;
 use crate::cli::Command;
 
 fn main() -> ExitCode {
-    let arguments = std::env::args().skip(1);
+    let arguments: Vec<_> = std::env::args().skip(1).collect();
+    let hidden = secrets::hide(&arguments);
     let options = match cli::parse(arguments, |name| std::env::var(name).ok()) {
         Ok(Command::Run(options)) => *options,
+        Ok(Command::Lease(command)) => return lease(*command),
         Ok(Command::Version) => {
             say(&format!("flanneld {}", env!("CARGO_PKG_VERSION")));
             return ExitCode::SUCCESS;
@@ -51,6 +61,9 @@ fn main() -> ExitCode {
         }
     };
     start_log(options.verbosity);
+    if let Err(error) = hidden {
+        warn!(%error, "the password stays where other users of this machine may see it");
+    }
     match agent::run(options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -58,6 +71,25 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn lease(command: cli::LeaseCommand) -> ExitCode {
+    start_log(command.options.verbosity);
+    match lease_command::run(command) {
+        Ok(answer) => {
+            print(&answer);
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            say(&format!("flanneld: {}", errors::chain(&error)));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn print(text: &str) {
+    // Whoever closed the pipe does not want to read on.
+    let _closed = std::io::stdout().write_all(text.as_bytes());
 }
 
 /// Version, usage and errors of usage go where flannel puts them.

@@ -1,6 +1,8 @@
 //! What the kernel tells of itself: that something changed, to wake the loop.
 //!
-//!     kernel ──multicast──▶ links(), rules() ──()──▶ reconciler
+//! ```text
+//! kernel ──multicast──▶ links(), rules() ──()──▶ reconciler
+//! ```
 //!
 //! Notifications come on sockets of their own and carry no work: whatever changed is found by
 //! comparing. That some were lost is therefore no more than another notification.

@@ -1,8 +1,10 @@
 //! The loop: keeps the kernel equal to the leases.
 //!
-//!     store ─────────LeaseUpdate──▶ ┐
-//!     renewal ───────Held─────────▶ ├─ table ─ desired() ─▶ kernel ─▶ subnet file, readiness
-//!     kernel, timers ──wake───────▶ ┘
+//! ```text
+//! store ─────────LeaseUpdate──▶ ┐
+//! renewal ───────Held─────────▶ ├─ table ─ desired() ─▶ kernel ─▶ subnet file, readiness
+//! kernel, timers ──wake───────▶ ┘
+//! ```
 //!
 //! An event carries no work: it only causes a pass, which compares everything. A pass that did not
 //! achieve everything is followed by another one, with growing pauses.
@@ -18,12 +20,12 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{debug, error, info, warn};
 
 use crate::backend::{Backend, Peer, Reason};
+use crate::clock;
 use crate::errors::chain;
 use crate::kernel::{Kernel, Outcome, Wanted};
 use crate::lease::table::{LeaseTable, LeaseUpdate};
 use crate::lease::{Lease, LeaseKey};
 use crate::masquerade::{self, RuleOptions};
-use crate::store::Held;
 
 /// Finds what no notification told.
 const CHECK_INTERVAL: Duration = Duration::from_secs(60);
@@ -34,7 +36,7 @@ const SETTLE_SHARE: u32 = 5;
 const RETRY_MIN: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(30);
 
-/// What does not change while the node runs.
+/// What hardly changes while the node runs.
 pub(crate) struct Node {
     pub(crate) backend: Box<dyn Backend>,
     pub(crate) network: Ipv4Network,
@@ -46,7 +48,10 @@ pub(crate) struct Node {
 /// Where events come from and where results go.
 pub(crate) struct Channels {
     pub(crate) leases: mpsc::Receiver<LeaseUpdate>,
-    pub(crate) held: watch::Receiver<Held>,
+    /// The lease to work with, once there is one.
+    pub(crate) held: watch::Receiver<Option<Lease>>,
+    /// The backend, whenever it is another one.
+    pub(crate) backends: mpsc::Receiver<Box<dyn Backend>>,
     /// Told when the store holds something else under our key.
     pub(crate) doubts: mpsc::Sender<()>,
     pub(crate) kernel_changes: mpsc::Receiver<()>,
@@ -64,11 +69,17 @@ struct Reconciler {
     duration: Duration,
     /// What the subnet file holds, once it was written.
     written: Option<SubnetFile>,
+    /// Why it could not be written, as it was told.
+    unwritten: Option<String>,
 }
 
 /// Runs until the program ends.
 pub(crate) async fn run(node: Node, mut channels: Channels) {
-    let own = channels.held.borrow_and_update().lease.clone();
+    let own = match channels.held.wait_for(Option::is_some).await {
+        Ok(held) => held.clone(),
+        Err(_) => return,
+    };
+    let Some(own) = own else { return };
     let mut reconciler = Reconciler {
         node,
         own,
@@ -77,6 +88,7 @@ pub(crate) async fn run(node: Node, mut channels: Channels) {
         failures: Vec::new(),
         duration: Duration::ZERO,
         written: None,
+        unwritten: None,
     };
     // Without a snapshot there is nothing to compare with: what is there would look like too much.
     let Some(snapshot) = channels.leases.recv().await else { return };
@@ -85,7 +97,8 @@ pub(crate) async fn run(node: Node, mut channels: Channels) {
     loop {
         let done = reconciler.pass(&channels.ready).await;
         retry = if done { RETRY_MIN } else { (retry * 2).min(RETRY_MAX) };
-        let again = Instant::now() + if done { CHECK_INTERVAL } else { retry };
+        let pause = if done { CHECK_INTERVAL } else { retry };
+        let again = Instant::now() + reconciler.departure().map_or(pause, |at| at.min(pause));
         if !reconciler.wait(&mut channels, again).await {
             return;
         }
@@ -112,7 +125,14 @@ impl Reconciler {
                     if held.is_err() {
                         return false;
                     }
-                    self.own = channels.held.borrow_and_update().lease.clone();
+                    if let Some(own) = channels.held.borrow_and_update().clone() {
+                        self.own = own;
+                    }
+                    return true;
+                }
+                backend = channels.backends.recv() => {
+                    let Some(backend) = backend else { return false };
+                    self.node.backend = backend;
                     return true;
                 }
                 change = channels.kernel_changes.recv() => {
@@ -130,6 +150,12 @@ impl Reconciler {
         }
     }
 
+    /// Returns how long the next peer is kept whose lease has ended.
+    fn departure(&mut self) -> Option<Duration> {
+        let now = clock::since_boot();
+        self.table.forget(now).map(|at| at.saturating_sub(now))
+    }
+
     fn take(&mut self, update: LeaseUpdate, doubts: &mpsc::Sender<()>) -> bool {
         match &update {
             LeaseUpdate::Snapshot(all) => debug!(leases = all.len(), "all leases were listed"),
@@ -138,9 +164,8 @@ impl Reconciler {
             }
             LeaseUpdate::Removed(subnet) => debug!(%subnet, "lease removed"),
         }
-        let changed = self.table.apply(update);
-        let ours = self.table.get(&self.own.subnet);
-        if ours.is_none_or(|attributes| attributes.public_ip != self.own.attributes.public_ip) {
+        let changed = self.table.apply(update, clock::since_boot());
+        if !self.table.agrees_with(&self.own) {
             // A full channel means that the doubt is known already.
             let _known = doubts.try_send(());
         }
@@ -149,6 +174,7 @@ impl Reconciler {
 
     /// Compares and corrects everything once. Returns whether all is as it shall be.
     async fn pass(&mut self, ready: &watch::Sender<bool>) -> bool {
+        self.table.forget(clock::since_boot());
         let own = self.own.subnet;
         let network = IpNetwork::V4(self.node.network);
         let peers: Vec<_> = self
@@ -158,11 +184,12 @@ impl Reconciler {
             .collect();
         let scope = self.node.backend.scope(&peers);
         let desired = self.node.backend.desired(&own, &peers);
-        let peers = desired.state.routes.len();
+        let peers = peers.len() - desired.left_out.len();
         let wanted = Wanted {
             scope,
             state: desired.state,
             rules: masquerade::desired(self.node.rules, network, IpNetwork::V4(own.ipv4)),
+            forwarding: desired.forwarding,
         };
         self.report_left_out(desired.left_out);
         let outcome = self.node.kernel.make_true(wanted).await;
@@ -190,12 +217,15 @@ impl Reconciler {
         match file.write(path) {
             Ok(()) => {
                 info!(path = %path.display(), subnet = %self.own.subnet.ipv4, "subnet file written");
-                self.written = Some(file);
+                (self.written, self.unwritten) = (Some(file), None);
                 true
             }
             Err(error) => {
                 let reason = chain(&error);
-                error!(path = %path.display(), %reason, "the subnet file cannot be written");
+                if self.unwritten.as_ref() != Some(&reason) {
+                    error!(path = %path.display(), %reason, "the subnet file cannot be written");
+                    self.unwritten = Some(reason);
+                }
                 false
             }
         }

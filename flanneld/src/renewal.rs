@@ -1,79 +1,164 @@
-//! Keeps this node's lease: renews it in time, and takes it again when it was lost.
+//! Drives the [`Keeper`] of this node: performs its steps on the store, tells the log and the data
+//! plane what came of it.
 
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant as TokioInstant, sleep_until};
-use tracing::{info, warn};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::sleep;
+use tracing::{debug, error, info, warn};
 
+use crate::errors::chain;
 use crate::lease::acquire::Request;
-use crate::retry;
-use crate::store::{Held, LeaseStore, Renewal};
+use crate::lease::keeper::{Answer, Keeper, Notice, Step, Time, Timing, summary};
+use crate::lease::{Attributes, Lease, LeaseKey};
+use crate::pods;
+use crate::store::{LEASE_TTL, LeaseStore, StoreError};
 
-/// A renewal that failed is tried again this often.
-const RETRY_MAX: Duration = Duration::from_secs(60);
-/// However large the margin, renewing more often than this helps nobody.
-const PAUSE_MIN: Duration = Duration::from_secs(60);
-
-/// Takes a lease, trying until there is one.
-pub(crate) async fn acquire(store: &impl LeaseStore, request: &Request) -> Held {
-    let held =
-        retry::until_ok("acquire a lease", RETRY_MAX, async || store.acquire(request).await).await;
-    info!(subnet = %held.lease.subnet.ipv4, "lease acquired");
-    held
+/// What reaches the renewal, and what it tells.
+pub(crate) struct Channels<'a> {
+    /// A message says that the store may hold something else under our key.
+    pub(crate) doubts: mpsc::Receiver<()>,
+    /// What the lease shall say.
+    pub(crate) attributes: watch::Receiver<Attributes>,
+    /// The lease that the data plane shall work with, once there is one.
+    pub(crate) published: watch::Sender<Option<Lease>>,
+    /// Told when all leases should be listed again.
+    pub(crate) relist: &'a Notify,
 }
 
-/// Keeps the lease as long as the node runs. A message on `doubts` says that the store holds
-/// something else under our key; `published` always has the lease that is held.
+/// Gets a lease and keeps it, as long as somebody listens.
 pub(crate) async fn keep(
     store: &impl LeaseStore,
-    mut request: Request,
+    request: Request,
     margin: Duration,
-    mut doubts: mpsc::Receiver<()>,
-    published: watch::Sender<Held>,
+    now: impl Fn() -> Time,
+    mut channels: Channels<'_>,
 ) {
-    let mut held = published.borrow().clone();
+    let mut keeper = Keeper::new(request, Timing::with_margin(LEASE_TTL, margin));
+    let mut silence = Silence::default();
     loop {
-        let lost = tokio::select! {
-            () = sleep_until(renewal_time(&held, margin)) => renew(store, &mut held).await,
-            doubt = doubts.recv() => match doubt {
-                Some(()) => true,
-                None => return,
+        let asked = now();
+        let answer = match keeper.step() {
+            Step::Wait(until) => tokio::select! {
+                () = sleep(until.saturating_sub(asked)) => Answer::Waited,
+                changed = channels.attributes.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    keeper.publish(channels.attributes.borrow_and_update().clone(), now());
+                    continue;
+                }
+                doubt = channels.doubts.recv() => {
+                    if doubt.is_none() {
+                        return;
+                    }
+                    keeper.doubt(now());
+                    continue;
+                }
             },
+            step => silence.or(store.perform(&step).await),
         };
-        if lost {
-            warn!(subnet = %held.lease.subnet.ipv4, "the lease is not ours in the store any more");
-            request.previous = Some(held.lease.subnet);
-            held = acquire(store, &request).await;
+        keeper.answer((asked, now()), answer, |count| rand::random_range(0..count));
+        if keeper.is_confirmed(now()) {
+            silence.end(&keeper.step());
         }
-        // Whoever listens only wants to know about another subnet.
-        published.send_if_modified(|now| {
-            let changed = now.lease != held.lease;
-            now.clone_from(&held);
+        for notice in keeper.notices() {
+            if notice.casts_doubt_on_the_table() {
+                channels.relist.notify_one();
+            }
+            tell(&notice);
+        }
+        let left = keeper.expires().map(|end| end.saturating_sub(now()));
+        debug!(?left, confirmed = keeper.is_confirmed(now()), "lease");
+        channels.published.send_if_modified(|published| {
+            let changed = published.as_ref() != keeper.served();
+            *published = keeper.served().cloned();
             changed
         });
     }
 }
 
-async fn renew(store: &impl LeaseStore, held: &mut Held) -> bool {
-    let renewal =
-        retry::until_ok("renew the lease", RETRY_MAX, async || store.renew(held).await).await;
-    match renewal {
-        Renewal::Until(expires) => {
-            held.expires = expires;
-            info!(subnet = %held.lease.subnet.ipv4, "lease renewed");
-            false
+/// What the store does not do is told once, until the reason changes.
+#[derive(Default)]
+struct Silence {
+    reason: Option<String>,
+    /// Whether the last request was in vain.
+    again: bool,
+}
+
+impl Silence {
+    fn or(&mut self, answer: Result<Answer, StoreError>) -> Answer {
+        self.again = answer.is_err();
+        match answer {
+            Ok(answer) => answer,
+            Err(error) => {
+                let reason = chain(&error);
+                if self.reason.as_ref() != Some(&reason) {
+                    warn!("{reason}; trying again");
+                    self.reason = Some(reason);
+                }
+                Answer::Silence
+            }
         }
-        Renewal::Lost => true,
     }
 }
 
-fn renewal_time(held: &Held, margin: Duration) -> TokioInstant {
-    /// A reservation has no end; it is looked at again after a day all the same.
-    const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-    let now = Instant::now();
-    let left = held.expires.map_or(DAY, |end| end.saturating_duration_since(now));
-    (now + left.saturating_sub(margin).max(PAUSE_MIN.min(left / 2))).into()
+impl Silence {
+    /// The lease is confirmed, and there is nothing to do but wait.
+    fn end(&mut self, step: &Step) {
+        if matches!(step, Step::Wait(_)) && !self.again && self.reason.take().is_some() {
+            info!("the store answers again");
+        }
+    }
+}
+
+fn tell(notice: &Notice) {
+    match notice {
+        Notice::Acquired { key, before } => tell_acquired(*key, *before),
+        Notice::Gone { key } => {
+            warn!(subnet = %key, "our key is gone from the store; it is made again if it is free");
+        }
+        Notice::Changed { key, attributes } => error!(
+            subnet = %key, by = %who(attributes.as_ref()),
+            "our key was written by somebody else; nothing is written until it is clear by whom"
+        ),
+        Notice::Unclear { key, age } => warn!(
+            subnet = %key, renewed_secs_ago = age.as_secs(),
+            "a lease of our public address was written by another node, or by this one before it \
+             booted; waiting to see whether it is renewed"
+        ),
+        Notice::Twin { key, attributes } => error!(
+            subnet = %key, by = %who(attributes.as_ref()),
+            "another living node has the public address of this one, and they cannot share a \
+             lease; see --public-ip and --iface"
+        ),
+        Notice::Exhausted { network, holders } => error!(
+            %network, held_by = %summary(holders),
+            "every subnet is held; release one with flanneld lease release, or widen the network"
+        ),
+    }
+}
+
+fn tell_acquired(key: LeaseKey, before: Option<LeaseKey>) {
+    match before {
+        None => info!(subnet = %key, "lease acquired"),
+        Some(before) if before == key => info!(subnet = %key, "the lease is ours again"),
+        Some(before) => {
+            let pods = pods::on(before.ipv4, Path::new(pods::NETWORKS)).join(", ");
+            error!(
+                subnet = %key, %before, %pods,
+                "this node got another subnet; pods on the old one must be made anew"
+            );
+        }
+    }
+}
+
+/// Names a writer by what it wrote; values are small, and hold no secrets.
+fn who(attributes: Option<&Attributes>) -> String {
+    let Some(attributes) = attributes else { return "an unreadable value".to_owned() };
+    let data = attributes.backend_data.as_ref().map(ToString::to_string).unwrap_or_default();
+    format!("{} {} {data}", attributes.public_ip, attributes.backend_type)
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Trying again what can heal, without filling the log.
 
+use std::collections::BTreeSet;
 use std::error::Error;
 use std::future::Future;
 use std::time::Duration;
@@ -9,8 +10,8 @@ use tracing::{info, warn};
 
 use crate::errors::chain;
 
-/// Tries until it works, with growing pauses up to `pause_max`. Each reason is logged once, until
-/// it changes.
+/// Tries until it works, with growing pauses up to `pause_max`. Each reason is logged once, also if
+/// several take turns.
 pub(crate) async fn until_ok<T, E, F>(
     what: &'static str,
     pause_max: Duration,
@@ -21,20 +22,20 @@ where
     F: Future<Output = Result<T, E>>,
 {
     let mut pause = Duration::from_millis(250).min(pause_max);
-    let mut logged = None;
+    let mut logged = BTreeSet::new();
     loop {
         match attempt().await {
             Ok(value) => {
-                if logged.is_some() {
+                if !logged.is_empty() {
                     info!("{what}: it worked in the end");
                 }
                 return value;
             }
             Err(error) => {
                 let reason = chain(&error);
-                if logged.as_ref() != Some(&reason) {
+                if !logged.contains(&reason) {
                     warn!("{reason}; trying again");
-                    logged = Some(reason);
+                    logged.insert(reason);
                 }
             }
         }

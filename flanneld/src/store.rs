@@ -9,14 +9,15 @@ pub(crate) mod etcd;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tracing::warn;
 
-use crate::lease::acquire::{Listed, Request};
+use crate::lease::acquire::Listed;
+use crate::lease::keeper::{Answer, Step};
 use crate::lease::table::LeaseUpdate;
-use crate::lease::{Lease, LeaseKey, wire};
+use crate::lease::{LeaseKey, wire};
 
 pub(crate) use directory::DirectoryStore;
 pub(crate) use etcd::EtcdStore;
@@ -29,33 +30,12 @@ pub(crate) trait LeaseStore {
     /// Reads the network configuration, a JSON text.
     async fn network_config(&self) -> Result<Vec<u8>, StoreError>;
 
-    /// Makes sure that this node holds a lease with these attributes; writes only what differs.
-    async fn acquire(&self, request: &Request) -> Result<Held, StoreError>;
+    /// Does one thing. An error means that it may have been done, or may be done later.
+    async fn perform(&self, step: &Step) -> Result<Answer, StoreError>;
 
-    /// Makes the lease last for its whole time again.
-    async fn renew(&self, held: &Held) -> Result<Renewal, StoreError>;
-
-    /// Tells about all leases, from a snapshot on, until nobody listens any more.
-    async fn watch(&self, updates: mpsc::Sender<LeaseUpdate>);
-}
-
-/// A lease that is ours.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Held {
-    pub(crate) lease: Lease,
-    /// The store's own name for it; 0 for a reservation, which has no end.
-    pub(crate) id: i64,
-    /// When it ends unless it is renewed; `None` for a reservation.
-    pub(crate) expires: Option<Instant>,
-}
-
-/// What became of a lease that was to be renewed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Renewal {
-    /// It ends then, or never.
-    Until(Option<Instant>),
-    /// It is not ours any more.
-    Lost,
+    /// Tells about all leases, from a snapshot on, until nobody listens any more; after each
+    /// notification of `relist` with a snapshot again.
+    async fn watch(&self, updates: mpsc::Sender<LeaseUpdate>, relist: &Notify);
 }
 
 /// Why the store did not do it. Texts say what was attempted.
@@ -67,10 +47,6 @@ pub(crate) enum StoreError {
     Refused { attempt: String, reason: String },
     #[error("there is no network configuration at {place}; write one, such as {EXAMPLE}")]
     NoConfig { place: String },
-    #[error(
-        "every subnet of {network} is held, by {held} leases; release one, or widen the network"
-    )]
-    Exhausted { network: ipnetwork::IpNetwork, held: usize },
     #[error("cannot {attempt} {path}", path = .path.display())]
     File {
         attempt: &'static str,
@@ -119,9 +95,4 @@ impl Decoder {
             self.complaints.insert(key.to_owned(), complaint);
         }
     }
-}
-
-/// When a lease that was renewed just now will end.
-pub(crate) fn full_term() -> Option<Instant> {
-    Some(Instant::now() + LEASE_TTL)
 }

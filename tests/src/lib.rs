@@ -18,10 +18,12 @@ pub mod wait;
 
 pub mod cluster;
 pub mod etcd;
+pub mod etcd_cluster;
 pub mod fault;
 pub mod node;
 pub mod underlay;
 
+pub mod plain_tunnel;
 pub mod pod;
 pub mod runtime;
 pub mod traffic;

@@ -41,6 +41,12 @@ impl Underlay {
         host
     }
 
+    /// Gives a host and its port another MTU.
+    pub fn set_mtu(&self, host: &Namespace, mtu: u32) {
+        host.ip(&format!("link set eth0 mtu {mtu}"));
+        self.bridge.ip(&format!("link set {} mtu {mtu}", host.name()));
+    }
+
     /// Takes a host off the network; its `eth0` stays up.
     pub fn disconnect(&self, host: &Namespace) {
         self.bridge.ip(&format!("link set {} nomaster", host.name()));

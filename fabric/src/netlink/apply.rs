@@ -28,7 +28,7 @@ use crate::mac::MacAddr;
 use crate::netns::Netns;
 use crate::netstate::{Address, Link, LinkKind, Route, RouteKey, VethPeer, Vxlan};
 use crate::plan::{LinkChange, Op, Plan};
-use crate::sysctl;
+use crate::{sysctl, tun};
 
 /// An operation that was not done.
 #[derive(Debug, thiserror::Error)]
@@ -92,6 +92,11 @@ impl<'a> Applier<'a> {
                 // The link whose parameter it is may still be in the queue.
                 self.flush();
                 return sysctl::write(key, value);
+            }
+            Op::AddLink(name, Link { kind: LinkKind::Tun, .. }) => {
+                // One of another kind may still be in the queue for removal.
+                self.flush();
+                return tun::create(*name);
             }
             Op::AddLink(name, link) => self.add_link(*name, link)?,
             Op::DelLink(name) => del_link(*name),
@@ -174,7 +179,7 @@ impl<'a> Applier<'a> {
                 let data = InfoData::Vxlan(self.vxlan(vxlan)?);
                 vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(data)]
             }
-            LinkKind::Veth(None) | LinkKind::Loopback | LinkKind::Other(_) => {
+            LinkKind::Veth(None) | LinkKind::Loopback | LinkKind::Tun | LinkKind::Other(_) => {
                 return Err(io::Error::from_raw_os_error(libc::ENODEV));
             }
         };

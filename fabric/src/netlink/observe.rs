@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
+use netlink_packet_core::Nla;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
-    InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoVxlan, LinkAttribute, LinkExtentMask,
-    LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
+    InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoTun, InfoVxlan, LinkAttribute,
+    LinkExtentMask, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
 };
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
@@ -248,6 +249,9 @@ impl Socket {
                 LinkInfo::Data(InfoData::Vxlan(attributes)) => {
                     link.kind = self.decode_vxlan(attributes)?;
                 }
+                LinkInfo::Data(InfoData::Tun(attributes)) if is_our_kind_of_tun(attributes) => {
+                    link.kind = LinkKind::Tun;
+                }
                 _ => {}
             }
         }
@@ -275,6 +279,25 @@ impl Socket {
             None => LinkKind::Other("vxlan".to_owned()),
         })
     }
+}
+
+/// Whether queues can be opened of this device as of those that we make. The attributes are those
+/// of `IFLA_TUN_*` in the kernel's `linux/if_link.h`, one byte each.
+fn is_our_kind_of_tun(attributes: &[InfoTun]) -> bool {
+    const TYPE: u16 = 3;
+    const PERSISTS: u16 = 6;
+    const HAS_QUEUES: u16 = 7;
+    let is_one = |attribute: &InfoTun| {
+        let mut value = [0];
+        let is_byte = attribute.value_len() == value.len();
+        is_byte && {
+            attribute.emit_value(&mut value);
+            value == [1]
+        }
+    };
+    [TYPE, PERSISTS, HAS_QUEUES]
+        .iter()
+        .all(|kind| attributes.iter().any(|found| found.kind() == *kind && is_one(found)))
 }
 
 pub(super) fn name(message: &LinkMessage) -> Option<LinkName> {

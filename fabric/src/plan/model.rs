@@ -86,6 +86,9 @@ impl Model {
             self.link(port.bridge)?;
         }
         let mut link = Link { up: false, alias: None, ..link.clone() };
+        if link.kind == LinkKind::Tun {
+            link.mtu = None;
+        }
         if let Some(port) = &mut link.port {
             port.hairpin = false;
         }

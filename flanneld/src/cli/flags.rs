@@ -96,6 +96,7 @@ flanneld leases a subnet for this node's pods and keeps the kernel's routes, nei
 forwarding entries equal to the leases of the cluster.
 
 Usage: flanneld [FLAGS]
+       flanneld lease list | show SUBNET | release SUBNET | reserve SUBNET --public-ip IP [--json]
 
 Flags take one dash or two. Each can also be given as a variable of the environment:
 --iface-regex is FLANNELD_IFACE_REGEX. What is on the command line wins.
@@ -138,7 +139,7 @@ const fn secret(flag: Flag) -> Flag {
 use Group::{Health, Interface, Log, Node, Rules, Store};
 use Kind::{Number, Switch, Text, Texts};
 
-/// Every flag of flannel, and our own (`lease-dir`).
+/// Every flag of flannel, and our own (`lease-dir`, `etcd-password-file`).
 pub(super) static FLAGS: &[Flag] = &[
     flag(
         Store,
@@ -152,13 +153,14 @@ pub(super) static FLAGS: &[Flag] = &[
     flag(Store, "etcd-certfile", Text, "", "file with the certificate of this client"),
     flag(Store, "etcd-keyfile", Text, "", "file with the key of that certificate"),
     flag(Store, "etcd-username", Text, "", "etcd user"),
-    secret(flag(
+    secret(flag(Store, "etcd-password", Text, "", "its password; better in a file")),
+    flag(
         Store,
-        "etcd-password",
+        "etcd-password-file",
         Text,
         "",
-        "its password; FLANNELD_ETCD_PASSWORD keeps it out of ps",
-    )),
+        "file with its password; read again for every connection",
+    ),
     flag(Store, "lease-dir", Text, "", "keep leases in this directory, and use no server"),
     flag(
         Store,

@@ -1,7 +1,5 @@
 //! Which subnet a node takes: a decision over what is listed in the store, without side effects.
 
-use std::net::Ipv4Addr;
-
 use crate::config::Pool;
 
 use super::{Attributes, LeaseKey};
@@ -18,6 +16,16 @@ pub(crate) struct Listed {
     pub(crate) attributes: Option<Attributes>,
 }
 
+/// A key in the store, with what a guarded write needs to know.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Entry {
+    pub(crate) listed: Listed,
+    /// Changes whenever anybody writes the key.
+    pub(crate) revision: i64,
+    /// What the key ends with, in the store's own terms; 0 for a reservation, which has no end.
+    pub(crate) lease: i64,
+}
+
 /// Who asks.
 #[derive(Clone, Debug)]
 pub(crate) struct Request {
@@ -29,33 +37,77 @@ pub(crate) struct Request {
     pub(crate) attributes: Attributes,
 }
 
+/// What this process remembers about the store.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Memory {
+    /// The key that it held last, as it was then.
+    pub(crate) held: Option<Entry>,
+    /// The key that it tried to create without getting an answer.
+    pub(crate) tried: Option<LeaseKey>,
+    /// What was found out about the holder of a key.
+    pub(crate) verdict: Option<Verdict>,
+}
+
+/// What was found out about the holder of a key at some revision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Verdict {
+    pub(crate) key: LeaseKey,
+    pub(crate) revision: i64,
+    pub(crate) alive: bool,
+}
+
 /// What to do.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Decision {
     /// This key is ours already: bring its value up to date.
-    Keep(LeaseKey),
+    Keep(Entry),
+    /// This key carries our public address and was written by a node that is gone: take it over.
+    TakeOver(Entry),
     /// This key is ours, but no longer of the configured shape: remove it and decide again.
-    Drop(LeaseKey),
+    Drop(Entry),
+    /// This key may be ours or that of a living node: find out when it was last renewed.
+    Ask(Entry),
+    /// Another living node has our public address.
+    Refuse(Entry),
     /// Nobody has this subnet: create it.
     Create(LeaseKey),
     /// All subnets are held.
-    Exhausted {
-        /// How many keys there are.
-        held: usize,
-    },
+    Exhausted,
+}
+
+/// Whose a key is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Standing {
+    Ours,
+    OfTheDead,
+    Unclear,
+    OfATwin,
 }
 
 /// Decides. `draw` picks one of so many candidates.
 pub(crate) fn decide(
     request: &Request,
-    listed: &[Listed],
+    memory: &Memory,
+    entries: &[Entry],
     draw: impl FnOnce(usize) -> usize,
 ) -> Decision {
-    if let Some(key) = own(request.attributes.public_ip, listed) {
-        return if fits(&request.pool, key) { Decision::Keep(key) } else { Decision::Drop(key) };
+    if let Some((standing, entry)) = own(request, memory, entries) {
+        let (key, entry) = (entry.listed.key, entry.clone());
+        return match standing {
+            Standing::Ours | Standing::OfTheDead if !fits(&request.pool, key) => {
+                Decision::Drop(entry)
+            }
+            Standing::Ours => Decision::Keep(entry),
+            Standing::OfTheDead => Decision::TakeOver(entry),
+            Standing::Unclear => Decision::Ask(entry),
+            Standing::OfATwin => Decision::Refuse(entry),
+        };
     }
-    let is_free = |key: &LeaseKey| !listed.iter().any(|other| other.key.overlaps(key));
-    if let Some(key) = request.previous.filter(|key| fits(&request.pool, *key) && is_free(key)) {
+    let is_free = |key: &LeaseKey| !entries.iter().any(|other| other.listed.key.overlaps(key));
+    let held = memory.held.as_ref().map(|held| held.listed.key);
+    let wanted = [request.previous, memory.tried, held].into_iter().flatten();
+    let mut wanted = wanted.filter(|key| fits(&request.pool, *key) && is_free(key));
+    if let Some(key) = wanted.next() {
         return Decision::Create(key);
     }
     let subnets = request.pool.subnets().filter_map(|subnet| match subnet {
@@ -65,16 +117,60 @@ pub(crate) fn decide(
     let candidates: Vec<_> = subnets.filter(is_free).take(CANDIDATES_MAX).collect();
     match candidates.get(draw(candidates.len().max(1)) % candidates.len().max(1)) {
         Some(key) => Decision::Create(*key),
-        None => Decision::Exhausted { held: listed.len() },
+        None => Decision::Exhausted,
     }
 }
 
-/// The first key, in the order of keys, that carries the node's public address.
-fn own(public_ip: Ipv4Addr, listed: &[Listed]) -> Option<LeaseKey> {
-    let is_own = |listed: &&Listed| {
-        listed.attributes.as_ref().is_some_and(|attributes| attributes.public_ip == public_ip)
-    };
-    listed.iter().filter(is_own).map(|listed| listed.key).min()
+/// The key to hold: one that is surely ours before one that has to be looked into, what we had
+/// before what we are given, a reservation before a lease, then the first in the order of keys.
+fn own<'a>(
+    request: &Request,
+    memory: &Memory,
+    entries: &'a [Entry],
+) -> Option<(Standing, &'a Entry)> {
+    let standing = |entry| Some((standing(request, memory, entry)?, entry));
+    entries.iter().filter_map(standing).min_by_key(|(standing, entry)| {
+        let key = entry.listed.key;
+        (*standing, request.previous != Some(key), entry.lease != 0, key)
+    })
+}
+
+/// The rule of identity, as the module above tells it.
+fn standing(request: &Request, memory: &Memory, entry: &Entry) -> Option<Standing> {
+    let key = entry.listed.key;
+    if memory.held.as_ref() == Some(entry) {
+        return Some(Standing::Ours);
+    }
+    if entry.lease == 0 && !fits(&request.pool, key) {
+        return None;
+    }
+    let attributes = entry.listed.attributes.as_ref()?;
+    let mark = attributes.backend_data.as_ref();
+    let has_our_mark = mark.is_some() && mark == request.attributes.backend_data.as_ref();
+    let has_our_address = attributes.public_ip == request.attributes.public_ip;
+    let verdict =
+        memory.verdict.filter(|verdict| (verdict.key, verdict.revision) == (key, entry.revision));
+    match (has_our_address, verdict.map(|verdict| verdict.alive)) {
+        (true, _) if has_our_mark || mark.is_none() => Some(Standing::Ours),
+        // A reservation is for the address, and nobody can see whether its writer lives: who comes
+        // takes it, and whoever had it gives way.
+        (true, _) if entry.lease == 0 => {
+            let was_ours = memory.held.as_ref().is_some_and(|held| held.listed.key == key);
+            Some(if was_ours { Standing::OfATwin } else { Standing::OfTheDead })
+        }
+        (true, None) => Some(Standing::Unclear),
+        (true, Some(false)) => Some(Standing::OfTheDead),
+        (true, Some(true)) => Some(Standing::OfATwin),
+        // We, before our address changed; or the machine that we are a copy of.
+        (false, alive) if has_our_mark && request.previous == Some(key) && entry.lease != 0 => {
+            match alive {
+                None => Some(Standing::Unclear),
+                Some(false) => Some(Standing::OfTheDead),
+                Some(true) => None,
+            }
+        }
+        (false, _) => None,
+    }
 }
 
 fn fits(pool: &Pool, key: LeaseKey) -> bool {
@@ -82,138 +178,4 @@ fn fits(pool: &Pool, key: LeaseKey) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::config::NetworkConfig;
-
-    const ME: [u8; 4] = [198, 51, 100, 1];
-
-    fn request(previous: Option<&str>) -> Request {
-        let json = br#"{"Network":"10.3.0.0/20","Backend":{"Type":"vxlan"}}"#;
-        Request {
-            pool: NetworkConfig::parse(json).unwrap().ipv4.unwrap(),
-            previous: previous.map(key),
-            attributes: attributes(ME),
-        }
-    }
-
-    fn attributes(public_ip: [u8; 4]) -> Attributes {
-        Attributes {
-            public_ip: public_ip.into(),
-            public_ipv6: None,
-            backend_type: "vxlan".to_owned(),
-            backend_data: None,
-            backend_v6_data: None,
-        }
-    }
-
-    fn key(text: &str) -> LeaseKey {
-        LeaseKey::parse(text).unwrap()
-    }
-
-    fn held(text: &str, public_ip: [u8; 4]) -> Listed {
-        Listed { key: key(text), attributes: Some(attributes(public_ip)) }
-    }
-
-    fn first(_: usize) -> usize {
-        0
-    }
-
-    #[test]
-    fn decisions() {
-        let other = [198, 51, 100, 2];
-        let unreadable = Listed { key: key("10.3.1.0-24"), attributes: None };
-        let wide = held("10.3.0.0-21", other);
-        let cases: Vec<(&str, Option<&str>, Vec<Listed>, Decision)> = vec![
-            ("nothing is held", None, vec![], Decision::Create(key("10.3.1.0-24"))),
-            (
-                "our public address is found again",
-                Some("10.3.9.0-24"),
-                vec![held("10.3.2.0-24", other), held("10.3.5.0-24", ME)],
-                Decision::Keep(key("10.3.5.0-24")),
-            ),
-            (
-                "the first of two keys of ours is kept",
-                None,
-                vec![held("10.3.7.0-24", ME), held("10.3.5.0-24", ME)],
-                Decision::Keep(key("10.3.5.0-24")),
-            ),
-            (
-                "our key has a length that is no longer configured",
-                None,
-                vec![held("10.3.5.0-25", ME)],
-                Decision::Drop(key("10.3.5.0-25")),
-            ),
-            (
-                "our key has a family that is not configured",
-                None,
-                vec![held("10.3.5.0-24&fd00::-64", ME)],
-                Decision::Drop(key("10.3.5.0-24&fd00::-64")),
-            ),
-            (
-                "the previous subnet is free",
-                Some("10.3.9.0-24"),
-                vec![held("10.3.2.0-24", other)],
-                Decision::Create(key("10.3.9.0-24")),
-            ),
-            (
-                "the previous subnet is somebody else's now",
-                Some("10.3.9.0-24"),
-                vec![held("10.3.9.0-24", other)],
-                Decision::Create(key("10.3.1.0-24")),
-            ),
-            (
-                "the previous subnet is outside of the network now",
-                Some("10.9.9.0-24"),
-                vec![],
-                Decision::Create(key("10.3.1.0-24")),
-            ),
-            (
-                "an unreadable key holds its subnet",
-                None,
-                vec![unreadable],
-                Decision::Create(key("10.3.2.0-24")),
-            ),
-            (
-                "a shorter prefix holds all subnets in it",
-                None,
-                vec![wide],
-                Decision::Create(key("10.3.8.0-24")),
-            ),
-        ];
-        for (name, previous, listed, decision) in cases {
-            assert_eq!(decide(&request(previous), &listed, first), decision, "{name}");
-        }
-    }
-
-    #[test]
-    fn when_all_are_held_it_says_how_many() {
-        let listed: Vec<_> =
-            (0..16).map(|n| held(&format!("10.3.{n}.0-24"), [198, 51, 100, 100 + n])).collect();
-        assert_eq!(decide(&request(None), &listed, first), Decision::Exhausted { held: 16 });
-    }
-
-    proptest! {
-        #[test]
-        fn what_is_created_overlaps_nothing_and_is_on_offer(
-            taken in proptest::collection::vec((0..16_u8, 22..28_u8), 0..20),
-            drawn in any::<usize>(),
-        ) {
-            let listed: Vec<_> = taken
-                .iter()
-                .map(|(n, len)| held(&format!("10.3.{n}.0-{len}"), [198, 51, 100, 200]))
-                .collect();
-            let request = request(None);
-            match decide(&request, &listed, |count| drawn % count) {
-                Decision::Create(key) => {
-                    prop_assert!(listed.iter().all(|other| !other.key.overlaps(&key)));
-                    prop_assert!(request.pool.offers(key.subnet4()));
-                }
-                Decision::Exhausted { held } => prop_assert_eq!(held, listed.len()),
-                other => prop_assert!(false, "{:?}", other),
-            }
-        }
-    }
-}
+mod tests;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::acquire::Listed;
+use super::keeper::Time;
 use super::{Attributes, Lease, LeaseKey};
 
 /// What a store tells about leases.
@@ -16,15 +17,24 @@ pub(crate) enum LeaseUpdate {
     Removed(LeaseKey),
 }
 
-/// All leases, our own included.
+/// How long a peer is kept whose lease was removed: its node may be taking it again just now, and
+/// its pods are still there.
+const REMOVED_FOR: Time = Time::from_secs(3);
+/// The same for one that is missing in a new list: a store that lost everything gets it back from
+/// the nodes as they notice.
+const MISSING_FOR: Time = Time::from_secs(30);
+
+/// All leases, our own included, and those that ended a moment ago.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct LeaseTable {
     leases: BTreeMap<LeaseKey, Attributes>,
+    /// Until when they are kept.
+    leaving: BTreeMap<LeaseKey, (Attributes, Time)>,
 }
 
 impl LeaseTable {
     /// Takes in what a store told. Returns whether anything changed by it.
-    pub(crate) fn apply(&mut self, update: LeaseUpdate) -> bool {
+    pub(crate) fn apply(&mut self, update: LeaseUpdate, now: Time) -> bool {
         match update {
             LeaseUpdate::Snapshot(listed) => {
                 let known = |key| self.leases.get(&key).cloned();
@@ -33,25 +43,56 @@ impl LeaseTable {
                 });
                 let leases = leases.collect();
                 let changed = self.leases != leases;
-                self.leases = leases;
+                let before = std::mem::replace(&mut self.leases, leases);
+                let missing = before.into_iter().filter(|(key, _)| !self.leases.contains_key(key));
+                let until = now + MISSING_FOR;
+                self.leaving.extend(missing.map(|(key, attributes)| (key, (attributes, until))));
+                self.leaving.retain(|key, _| !self.leases.contains_key(key));
                 changed
             }
             LeaseUpdate::Put(lease) => {
+                self.leaving.remove(&lease.subnet);
                 let before = self.leases.insert(lease.subnet, lease.attributes);
                 before.as_ref() != self.leases.get(&lease.subnet)
             }
-            LeaseUpdate::Removed(key) => self.leases.remove(&key).is_some(),
+            LeaseUpdate::Removed(key) => match self.leases.remove(&key) {
+                Some(attributes) => {
+                    self.leaving.insert(key, (attributes, now + REMOVED_FOR));
+                    true
+                }
+                None => false,
+            },
         }
     }
 
+    /// Forgets whoever was kept long enough. Returns when the next one will have been.
+    pub(crate) fn forget(&mut self, now: Time) -> Option<Time> {
+        self.leaving.retain(|_, (_, until)| now < *until);
+        self.leaving.values().map(|(_, until)| *until).min()
+    }
+
     /// Returns what is known about a subnet.
+    #[cfg(test)]
     pub(crate) fn get(&self, key: &LeaseKey) -> Option<&Attributes> {
         self.leases.get(key)
     }
 
-    /// Returns all leases but `own`, in the order of their keys.
+    /// Whether a lease of ours is known here as we know it.
+    pub(crate) fn agrees_with(&self, lease: &Lease) -> bool {
+        self.leases.get(&lease.subnet) == Some(&lease.attributes)
+    }
+
+    /// Returns all leases but `own`, in the order of their keys, and then those that ended a moment
+    /// ago, unless somebody else has the subnet by now, or the node another one.
     pub(crate) fn peers(&self, own: &LeaseKey) -> impl Iterator<Item = (&LeaseKey, &Attributes)> {
-        self.leases.iter().filter(move |(key, _)| *key != own)
+        let leases = self.leases.iter().filter(move |(key, _)| *key != own);
+        let leaving = self.leaving.iter().filter(move |(key, (attributes, _))| {
+            let succeeded = |(other, by): (&LeaseKey, &Attributes)| {
+                other.overlaps(key) || by.public_ip == attributes.public_ip
+            };
+            !key.overlaps(own) && !self.leases.iter().any(succeeded)
+        });
+        leases.chain(leaving.map(|(key, (attributes, _))| (key, attributes)))
     }
 }
 
@@ -60,6 +101,8 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use super::*;
+
+    const NOW: Time = Time::ZERO;
 
     fn lease(text: &str, last: u8) -> Lease {
         let attributes = Attributes {
@@ -80,19 +123,20 @@ mod tests {
     #[test]
     fn a_lease_that_becomes_unreadable_keeps_what_is_known_of_it() {
         let mut table = LeaseTable::default();
-        table.apply(LeaseUpdate::Put(lease("10.3.1.0-24", 1)));
+        table.apply(LeaseUpdate::Put(lease("10.3.1.0-24", 1)), NOW);
         let unreadable = ["10.3.1.0-24", "10.3.2.0-24"]
             .map(|text| Listed { key: LeaseKey::parse(text).unwrap(), attributes: None });
-        assert!(!table.apply(LeaseUpdate::Snapshot(unreadable.to_vec())));
+        assert!(!table.apply(LeaseUpdate::Snapshot(unreadable.to_vec()), NOW));
     }
 
     #[test]
     fn a_snapshot_replaces_everything_and_changed_attributes_count() {
         let mut table = LeaseTable::default();
         let both = vec![listed("10.3.1.0-24", 1), listed("10.3.2.0-24", 2)];
-        assert!(table.apply(LeaseUpdate::Snapshot(both.clone())));
-        assert!(!table.apply(LeaseUpdate::Snapshot(both)));
-        assert!(table.apply(LeaseUpdate::Snapshot(vec![listed("10.3.1.0-24", 9)])));
+        assert!(table.apply(LeaseUpdate::Snapshot(both.clone()), NOW));
+        assert!(!table.apply(LeaseUpdate::Snapshot(both), NOW));
+        assert!(table.apply(LeaseUpdate::Snapshot(vec![listed("10.3.1.0-24", 9)]), NOW));
+        table.forget(MISSING_FOR);
         let own = LeaseKey::parse("10.3.7.0-24").unwrap();
         let peers: Vec<_> = table.peers(&own).map(|(key, _)| key.to_string()).collect();
         assert_eq!(peers, ["10.3.1.0-24"]);
@@ -101,19 +145,43 @@ mod tests {
     #[test]
     fn single_changes_are_taken_in() {
         let mut table = LeaseTable::default();
-        assert!(table.apply(LeaseUpdate::Put(lease("10.3.1.0-24", 1))));
-        assert!(!table.apply(LeaseUpdate::Put(lease("10.3.1.0-24", 1))));
-        assert!(table.apply(LeaseUpdate::Put(lease("10.3.1.0-24", 2))));
+        assert!(table.apply(LeaseUpdate::Put(lease("10.3.1.0-24", 1)), NOW));
+        assert!(!table.apply(LeaseUpdate::Put(lease("10.3.1.0-24", 1)), NOW));
+        assert!(table.apply(LeaseUpdate::Put(lease("10.3.1.0-24", 2)), NOW));
         let key = LeaseKey::parse("10.3.1.0-24").unwrap();
         assert_eq!(table.get(&key).unwrap().public_ip, Ipv4Addr::new(198, 51, 100, 2));
-        assert!(table.apply(LeaseUpdate::Removed(key)));
-        assert!(!table.apply(LeaseUpdate::Removed(key)));
+        assert!(table.apply(LeaseUpdate::Removed(key), NOW));
+        assert!(!table.apply(LeaseUpdate::Removed(key), NOW));
     }
 
     #[test]
     fn the_own_lease_is_no_peer() {
         let mut table = LeaseTable::default();
-        table.apply(LeaseUpdate::Put(lease("10.3.1.0-24", 1)));
+        table.apply(LeaseUpdate::Put(lease("10.3.1.0-24", 1)), NOW);
         assert_eq!(table.peers(&LeaseKey::parse("10.3.1.0-24").unwrap()).count(), 0);
+    }
+
+    #[test]
+    fn who_ended_a_moment_ago_is_kept_unless_somebody_else_is_in_the_way() {
+        let own = LeaseKey::parse("10.3.7.0-24").unwrap();
+        let peers = |table: &LeaseTable| {
+            table.peers(&own).map(|(key, _)| key.to_string()).collect::<Vec<_>>()
+        };
+        let mut table = LeaseTable::default();
+        for (text, last) in [("10.3.1.0-24", 1), ("10.3.2.0-24", 2), ("10.3.3.0-24", 3)] {
+            table.apply(LeaseUpdate::Put(lease(text, last)), NOW);
+        }
+        table.apply(LeaseUpdate::Snapshot(vec![listed("10.3.1.0-24", 1)]), NOW);
+        assert_eq!(peers(&table), ["10.3.1.0-24", "10.3.2.0-24", "10.3.3.0-24"]);
+        // Another node has the subnet; the node has another subnet.
+        table.apply(LeaseUpdate::Put(lease("10.3.2.0-25", 9)), NOW);
+        table.apply(LeaseUpdate::Put(lease("10.3.4.0-24", 3)), NOW);
+        assert_eq!(peers(&table), ["10.3.1.0-24", "10.3.2.0-25", "10.3.4.0-24"]);
+        table.apply(LeaseUpdate::Removed(LeaseKey::parse("10.3.4.0-24").unwrap()), NOW);
+        assert_eq!(table.forget(NOW), Some(REMOVED_FOR));
+        assert_eq!(peers(&table).len(), 4, "two leases, and two that ended");
+        table.forget(REMOVED_FOR);
+        assert_eq!(table.forget(MISSING_FOR), None);
+        assert_eq!(peers(&table), ["10.3.1.0-24", "10.3.2.0-25"]);
     }
 }

@@ -71,6 +71,8 @@ mod tests {
             r#"{"PublicIP":"192.168.0.3","PublicIPv6":"fd00::3","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"},"BackendV6Data":{"VNI":1,"VtepMAC":"0a:11:22:33:44:55"}}"#,
             r#"{"PublicIP":"192.168.0.3","PublicIPv6":null,"BackendType":"host-gw"}"#,
             r#"{"PublicIP":"192.168.0.3","PublicIPv6":null}"#,
+            r#"{"PublicIP":"192.168.0.3","PublicIPv6":null,"BackendType":"ipip"}"#,
+            r#"{"PublicIP":"192.168.0.3","PublicIPv6":null,"BackendType":"ipsec"}"#,
             r#"{"PublicIP":"192.168.0.3","PublicIPv6":null,"BackendType":"extension","BackendData":"text of a command"}"#,
         ] {
             let attributes = decode(value.as_bytes()).unwrap();

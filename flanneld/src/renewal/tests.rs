@@ -1,19 +1,26 @@
 use std::cell::RefCell;
 
+use tokio::time::Instant;
+
 use super::*;
 use crate::config::NetworkConfig;
+use crate::lease::acquire::{Entry, Listed};
 use crate::lease::table::LeaseUpdate;
-use crate::lease::{Attributes, Lease, LeaseKey};
-use crate::store::{LEASE_TTL, StoreError};
 
 const MARGIN: Duration = Duration::from_secs(60 * 60);
 
-/// A store that answers from scripts and notes what it was asked.
-#[derive(Default)]
+/// A store with one key, that notes what it was asked.
 struct Script {
-    renewals: RefCell<Vec<Result<Renewal, StoreError>>>,
-    subnets: RefCell<Vec<&'static str>>,
+    entry: RefCell<Option<Entry>>,
+    /// So many requests get no answer.
+    silent: RefCell<usize>,
     asked: RefCell<Vec<&'static str>>,
+}
+
+impl Script {
+    fn holding(entry: Option<Entry>) -> Self {
+        Self { entry: entry.into(), silent: 0.into(), asked: RefCell::default() }
+    }
 }
 
 impl LeaseStore for Script {
@@ -21,40 +28,47 @@ impl LeaseStore for Script {
         unreachable!("nobody asks for the configuration")
     }
 
-    async fn acquire(&self, request: &Request) -> Result<Held, StoreError> {
-        self.asked.borrow_mut().push("acquire");
-        let previous = request.previous.expect("the lease that was lost is known");
-        let scripted = self.subnets.borrow_mut().pop();
-        let subnet = scripted.map_or(previous, |text| LeaseKey::parse(text).unwrap());
-        Ok(held(subnet))
+    async fn perform(&self, step: &Step) -> Result<Answer, StoreError> {
+        if *self.silent.borrow() > 0 {
+            *self.silent.borrow_mut() -= 1;
+            let (attempt, reason) = ("renew the lease".to_owned(), "connection refused".to_owned());
+            return Err(StoreError::Unavailable { attempt, endpoints: String::new(), reason });
+        }
+        let entry = self.entry.borrow().clone();
+        let (name, answer) = match step {
+            Step::List => ("list", Answer::Listed(entry.into_iter().collect())),
+            Step::Grant => ("grant", Answer::Granted(7)),
+            Step::KeepAlive { .. } => ("renew", Answer::KeptAlive(entry.map(|_| LEASE_TTL))),
+            Step::Read(_) => ("read", Answer::Read(entry)),
+            Step::Put(put) => {
+                *self.entry.borrow_mut() = Some(Entry { lease: put.lease, ..self::entry(put.key) });
+                ("put", Answer::Written(Some(5)))
+            }
+            other => unreachable!("{other:?}"),
+        };
+        self.asked.borrow_mut().push(name);
+        Ok(answer)
     }
 
-    async fn renew(&self, _held: &Held) -> Result<Renewal, StoreError> {
-        self.asked.borrow_mut().push("renew");
-        let scripted = self.renewals.borrow_mut().pop();
-        scripted.unwrap_or(Ok(Renewal::Until(end())))
-    }
-
-    async fn watch(&self, _updates: mpsc::Sender<LeaseUpdate>) {
+    async fn watch(&self, _updates: mpsc::Sender<LeaseUpdate>, _relist: &Notify) {
         unreachable!("nobody watches")
     }
 }
 
-/// Paused time only moves this clock.
-fn end() -> Option<Instant> {
-    Some((TokioInstant::now() + LEASE_TTL).into_std())
+fn key(text: &str) -> LeaseKey {
+    LeaseKey::parse(text).unwrap()
 }
 
-fn held(subnet: LeaseKey) -> Held {
-    let attributes = request().attributes;
-    Held { lease: Lease { subnet, attributes }, id: 7, expires: end() }
+fn entry(key: LeaseKey) -> Entry {
+    let attributes = Some(request().attributes);
+    Entry { listed: Listed { key, attributes }, revision: 5, lease: 7 }
 }
 
 fn request() -> Request {
     let json = br#"{"Network":"10.3.0.0/16","Backend":{"Type":"vxlan"}}"#;
     Request {
         pool: NetworkConfig::parse(json).unwrap().ipv4.unwrap(),
-        previous: None,
+        previous: Some(key("10.3.5.0-24")),
         attributes: Attributes {
             public_ip: [198, 51, 100, 1].into(),
             public_ipv6: None,
@@ -65,70 +79,58 @@ fn request() -> Request {
     }
 }
 
-/// Keeps a lease of 10.3.5.0/24 for `hours`, and returns what was asked and what is held then.
-async fn keep_for(hours: u64, store: &Script, doubts: usize) -> (Vec<&'static str>, LeaseKey) {
-    let first = held(LeaseKey::parse("10.3.5.0-24").unwrap());
-    let (published, current) = watch::channel(first);
-    let (doubt, doubted) = mpsc::channel(1);
-    let raise = async {
-        for _ in 0..doubts {
-            doubt.send(()).await.unwrap();
-        }
-        tokio::time::sleep(Duration::from_secs(hours * 60 * 60)).await;
-    };
+/// Lets it work for a while, during which `meanwhile` happens; returns the subnet it then has.
+async fn keep_while(store: &Script, meanwhile: impl AsyncFnOnce(mpsc::Sender<()>)) -> LeaseKey {
+    let (published, current) = watch::channel(None);
+    let (doubt, doubts) = mpsc::channel(1);
+    let (_attributes, attributes) = watch::channel(request().attributes);
+    let start = Instant::now();
+    let relist = Notify::new();
+    let channels = Channels { doubts, attributes, published, relist: &relist };
     tokio::select! {
-        () = keep(store, request(), MARGIN, doubted, published) => panic!("it ended"),
-        () = raise => {}
+        () = keep(store, request(), MARGIN, || start.elapsed(), channels) => panic!("it ended"),
+        () = meanwhile(doubt) => {}
     }
-    let subnet = current.borrow().lease.subnet;
-    (store.asked.take(), subnet)
+    current.borrow().as_ref().unwrap().subnet
+}
+
+async fn sleep_secs(secs: u64) {
+    sleep(Duration::from_secs(secs)).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lease_is_renewed_when_only_the_margin_is_left() {
-    let store = Script::default();
-    assert_eq!(keep_for(22, &store, 0).await.0, [""; 0]);
-    let asked = keep_for(72, &store, 0).await.0;
-    assert!(!asked.is_empty() && asked.iter().all(|asked| *asked == "renew"), "{asked:?}");
+async fn a_lease_is_made_once_and_renewed_without_writing() {
+    let store = Script::holding(None);
+    keep_while(&store, async |_doubt| sleep_secs(60).await).await;
+    let asked = store.asked.take();
+    assert_eq!(asked[..5], ["list", "grant", "put", "renew", "read"]);
+    assert!(asked[5..].iter().all(|asked| ["renew", "read"].contains(asked)), "{asked:?}");
+    let renewals = asked.iter().filter(|asked| **asked == "renew").count();
+    assert!((5..=7).contains(&renewals), "{renewals}");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_renewal_that_fails_is_tried_again() {
-    let failure = || {
-        let (attempt, reason) = ("renew the lease".to_owned(), "connection refused".to_owned());
-        Err(StoreError::Unavailable { attempt, endpoints: String::new(), reason })
+    let store = Script::holding(Some(entry(key("10.3.5.0-24"))));
+    let outage = async |_doubt| {
+        sleep_secs(5).await;
+        *store.silent.borrow_mut() = 20;
+        sleep_secs(200).await;
     };
-    let store = Script { renewals: vec![failure(), failure()].into(), ..Script::default() };
-    let (asked, _) = keep_for(24, &store, 0).await;
-    assert!(asked.len() >= 3, "{asked:?}");
+    keep_while(&store, outage).await;
+    assert_eq!(*store.silent.borrow(), 0);
+    assert_eq!(store.asked.borrow().last(), Some(&"read"));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lost_lease_is_taken_again_and_everybody_told() {
-    let store = Script { renewals: vec![Ok(Renewal::Lost)].into(), ..Script::default() };
-    let (asked, subnet) = keep_for(24, &store, 0).await;
-    assert_eq!(asked[..2], ["renew", "acquire"]);
-    assert_eq!(subnet.to_string(), "10.3.5.0-24");
-
-    let store = Script { subnets: vec!["10.3.9.0-24"].into(), ..Script::default() };
-    let (asked, subnet) = keep_for(1, &store, 1).await;
-    assert_eq!(asked, ["acquire"]);
-    assert_eq!(subnet.to_string(), "10.3.9.0-24");
-}
-
-#[test]
-fn the_time_of_renewal_follows_from_the_end_and_the_margin() {
-    let now = Instant::now();
-    let lease = |left: Option<u64>| Held {
-        expires: left.map(|minutes| now + Duration::from_secs(minutes * 60)),
-        ..held(LeaseKey::parse("10.3.5.0-24").unwrap())
+async fn a_key_that_is_deleted_is_made_again_in_process() {
+    let store = Script::holding(Some(entry(key("10.3.5.0-24"))));
+    let delete = async |doubt: mpsc::Sender<()>| {
+        sleep_secs(3).await;
+        *store.entry.borrow_mut() = None;
+        doubt.send(()).await.unwrap();
+        sleep_secs(3).await;
     };
-    let minutes = |left, margin: u64| {
-        let at = renewal_time(&lease(left), Duration::from_secs(margin * 60)).into_std();
-        (at.saturating_duration_since(now).as_secs_f64() / 60.0).round()
-    };
-    assert_eq!(minutes(Some(24 * 60), 60), 23.0 * 60.0);
-    assert_eq!(minutes(Some(30), 60), 1.0);
-    assert_eq!(minutes(Some(0), 60), 0.0);
-    assert_eq!(minutes(None, 60), 23.0 * 60.0);
+    assert_eq!(keep_while(&store, delete).await, key("10.3.5.0-24"));
+    assert!(store.entry.borrow().is_some());
 }

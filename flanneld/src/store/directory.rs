@@ -6,6 +6,7 @@
 
 use std::cell::RefCell;
 use std::fs::{self, File, OpenOptions};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -13,14 +14,16 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::StreamExt;
 use inotify::{Inotify, WatchMask};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::{sleep, timeout};
 use tracing::warn;
 
-use super::{Decoder, Held, LEASE_TTL, LeaseStore, Renewal, StoreError, full_term};
-use crate::lease::acquire::{Decision, Listed, Request, decide};
+use super::{Decoder, LEASE_TTL, LeaseStore, StoreError};
+use crate::errors::chain;
+use crate::lease::acquire::Entry;
+use crate::lease::keeper::{Answer, Put, Renewable, Step};
 use crate::lease::table::LeaseUpdate;
-use crate::lease::{Lease, LeaseKey, wire};
+use crate::lease::{LeaseKey, wire};
 
 /// Leases that ended are noticed at least this often.
 const EXPIRY_CHECK: Duration = Duration::from_secs(60);
@@ -33,12 +36,6 @@ pub(crate) struct DirectoryStore {
     /// The network configuration to use if the directory holds none.
     net_config: PathBuf,
     decoder: RefCell<Decoder>,
-}
-
-struct Entry {
-    listed: Listed,
-    value: Vec<u8>,
-    reserved: bool,
 }
 
 impl DirectoryStore {
@@ -92,66 +89,84 @@ impl DirectoryStore {
             (Err(error), _) | (_, Err(error)) => return Err(error),
         };
         let reserved = metadata.permissions().mode() & 0o200 == 0;
-        let age = SystemTime::now().duration_since(metadata.modified()?).unwrap_or_default();
-        if age > LEASE_TTL && !reserved {
+        if age(&metadata)? > LEASE_TTL && !reserved {
             return Ok(None);
         }
+        let revision = revision(&value, reserved);
         let listed = self.decoder.borrow_mut().decode(name, &value);
-        Ok(listed.map(|listed| Entry { listed, value, reserved }))
+        Ok(listed.map(|listed| Entry { listed, revision, lease: i64::from(!reserved) }))
     }
 
-    /// Replaces the file in one step, so that nobody ever reads half of it.
+    /// Replaces the file in one step, so that nobody ever reads half of it. Whoever writes holds
+    /// the lock, so an unfinished file is that of a process that died, or of a full disk.
     fn write(&self, key: &LeaseKey, value: &[u8], reserved: bool) -> Result<(), StoreError> {
         let path = self.file(key);
+        let unfinished = self.subnets().join(format!(".{key}"));
         let write = || -> io::Result<()> {
-            let mut file = tempfile::Builder::new().prefix(".").tempfile_in(self.subnets())?;
+            match fs::remove_file(&unfinished) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            let mut file = File::create_new(&unfinished)?;
             file.write_all(value)?;
             let mode = if reserved { 0o444 } else { 0o644 };
-            file.as_file().set_permissions(fs::Permissions::from_mode(mode))?;
-            file.as_file().sync_all()?;
-            file.persist(&path)?;
+            file.set_permissions(fs::Permissions::from_mode(mode))?;
+            file.sync_all()?;
+            fs::rename(&unfinished, &path)?;
             File::open(self.subnets())?.sync_all()
         };
         write().map_err(failed("write", &path))
     }
 
-    fn acquire_locked(&self, request: &Request) -> Result<Held, StoreError> {
-        let _lock = self.lock()?;
-        loop {
-            let entries = self.list()?;
-            let listed: Vec<_> = entries.iter().map(|entry| entry.listed.clone()).collect();
-            let value = wire::encode(&request.attributes);
-            match decide(request, &listed, |count| rand::random_range(0..count)) {
-                Decision::Keep(key) => {
-                    let entry = entries.iter().find(|entry| entry.listed.key == key);
-                    let reserved = entry.is_some_and(|entry| entry.reserved);
-                    if entry.is_none_or(|entry| entry.value != value) {
-                        self.write(&key, &value, reserved)?;
-                    } else if !reserved {
-                        self.touch(&key)?;
-                    }
-                    let expires = if reserved { None } else { full_term() };
-                    return Ok(held(key, request, expires));
-                }
-                Decision::Drop(key) => {
-                    let path = self.file(&key);
-                    fs::remove_file(&path).map_err(failed("remove", &path))?;
-                }
-                Decision::Create(key) => {
-                    self.write(&key, &value, false)?;
-                    return Ok(held(key, request, full_term()));
-                }
-                Decision::Exhausted { held } => {
-                    return Err(StoreError::Exhausted { network: request.pool.network, held });
-                }
-            }
-        }
+    /// The file of a key, if it holds a lease.
+    fn entry(&self, key: &LeaseKey) -> Result<Option<Entry>, StoreError> {
+        let path = self.file(key);
+        self.read(&path).map_err(failed("read", &path))
     }
 
-    fn touch(&self, key: &LeaseKey) -> Result<(), StoreError> {
+    fn put(&self, put: &Put) -> Result<Answer, StoreError> {
+        let _lock = self.lock()?;
+        let revision_now = self.entry(&put.key)?.map(|entry| entry.revision);
+        if revision_now != put.guard {
+            return Ok(Answer::Written(None));
+        }
+        let (value, reserved) = (wire::encode(&put.attributes), put.lease == 0);
+        self.write(&put.key, &value, reserved)?;
+        Ok(Answer::Written(Some(revision(&value, reserved))))
+    }
+
+    fn delete(&self, key: &LeaseKey, revision: i64) -> Result<Answer, StoreError> {
+        let _lock = self.lock()?;
+        let path = self.file(key);
+        if self.entry(key)?.is_some_and(|entry| entry.revision == revision) {
+            fs::remove_file(&path).map_err(failed("remove", &path))?;
+        }
+        Ok(Answer::Deleted)
+    }
+
+    /// Touches the file. Its age is all there is to renew.
+    fn keep_alive(&self, key: &LeaseKey) -> Result<Answer, StoreError> {
+        let _lock = self.lock()?;
+        if self.entry(key)?.is_none_or(|entry| entry.lease == 0) {
+            return Ok(Answer::KeptAlive(None));
+        }
         let path = self.file(key);
         let touch = || File::options().write(true).open(&path)?.set_modified(SystemTime::now());
-        touch().map_err(failed("renew", &path))
+        touch().map_err(failed("renew", &path))?;
+        Ok(Answer::KeptAlive(Some(LEASE_TTL)))
+    }
+
+    fn age(&self, of: &Renewable) -> Result<Option<Duration>, StoreError> {
+        let path = self.file(&of.key);
+        let entry = self.entry(&of.key)?;
+        if entry.is_none_or(|entry| entry.lease == 0 || entry.revision != of.revision) {
+            return Ok(None);
+        }
+        match fs::metadata(&path).and_then(|metadata| age(&metadata)) {
+            Ok(age) => Ok(Some(age)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(failed("read", &path)(error)),
+        }
     }
 }
 
@@ -168,29 +183,29 @@ impl LeaseStore for DirectoryStore {
         Err(StoreError::NoConfig { place })
     }
 
-    async fn acquire(&self, request: &Request) -> Result<Held, StoreError> {
-        self.acquire_locked(request)
-    }
-
-    async fn renew(&self, held: &Held) -> Result<Renewal, StoreError> {
-        let _lock = self.lock()?;
-        let path = self.file(&held.lease.subnet);
-        match self.read(&path).map_err(failed("read", &path))? {
-            Some(entry) if entry.value == wire::encode(&held.lease.attributes) => {
-                if entry.reserved {
-                    return Ok(Renewal::Until(None));
-                }
-                self.touch(&held.lease.subnet)?;
-                Ok(Renewal::Until(full_term()))
+    async fn perform(&self, step: &Step) -> Result<Answer, StoreError> {
+        match step {
+            Step::Wait(_) => Ok(Answer::Waited),
+            Step::List => Ok(Answer::Listed(self.list()?)),
+            // A file ends by its age, and needs nothing that could be granted or revoked.
+            Step::Grant => Ok(Answer::Granted(1)),
+            Step::Revoke(_) => Ok(Answer::Revoked),
+            Step::Put(put) => self.put(put),
+            Step::Delete { key, revision } => self.delete(key, *revision),
+            Step::KeepAlive { key, .. } => self.keep_alive(key),
+            Step::Read(key) => Ok(Answer::Read(self.entry(key)?)),
+            Step::Ages(of) => {
+                let ages = of.iter().map(|renewable| self.age(renewable));
+                Ok(Answer::Ages(ages.collect::<Result<_, _>>()?))
             }
-            _ => Ok(Renewal::Lost),
         }
     }
 
-    async fn watch(&self, updates: mpsc::Sender<LeaseUpdate>) {
+    /// Every change is told as a snapshot, so there is nothing that could have to be listed again.
+    async fn watch(&self, updates: mpsc::Sender<LeaseUpdate>, _relist: &Notify) {
         while !updates.is_closed() {
             if let Err(error) = self.follow(&updates).await {
-                warn!(%error, "leases are not watched at the moment");
+                warn!(error = %chain(&error), "leases are not watched at the moment");
             }
             sleep(RETRY).await;
         }
@@ -230,8 +245,16 @@ impl DirectoryStore {
     }
 }
 
-fn held(subnet: LeaseKey, request: &Request, expires: Option<std::time::Instant>) -> Held {
-    Held { lease: Lease { subnet, attributes: request.attributes.clone() }, id: 0, expires }
+/// The time since a file was touched. One from the future, after the clock was set back, is new.
+fn age(metadata: &fs::Metadata) -> io::Result<Duration> {
+    Ok(SystemTime::now().duration_since(metadata.modified()?).unwrap_or_default())
+}
+
+/// Differs whenever the value does; a value that comes again is as good as before.
+fn revision(value: &[u8], reserved: bool) -> i64 {
+    let mut hasher = DefaultHasher::new();
+    (value, reserved).hash(&mut hasher);
+    hasher.finish().cast_signed()
 }
 
 fn failed(attempt: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {

@@ -1,54 +1,46 @@
 //! Leases in etcd (v3 API), under the keys and with the values that flannel uses.
 //!
 //! Every write is a transaction that only succeeds if the key is still as it was listed. A lease is
-//! renewed by keeping the etcd lease alive, so that the other nodes see no change. There is one
-//! connection at a time; when it fails, the next endpoint is tried.
+//! renewed by keeping the etcd lease alive, so that the other nodes see no change.
 
-use std::cell::{Cell, RefCell};
-use std::future::Future;
-use std::time::{Duration, Instant};
+mod connection;
+
+use std::cell::RefCell;
+use std::time::Duration;
 
 use etcd_client::{
-    Certificate, Client, Compare, CompareOp, ConnectOptions, Error, EventType, GetOptions,
-    Identity, PutOptions, TlsOptions, Txn, TxnOp, WatchOptions, WatchResponse,
+    Compare, CompareOp, Error, EventType, GetOptions, KeyValue, PutOptions, Txn, TxnOp,
+    WatchOptions, WatchResponse, WatchStream,
 };
-use tokio::sync::mpsc;
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+use tokio::sync::{Notify, mpsc};
 use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
-use super::{Decoder, Held, LEASE_TTL, LeaseStore, Renewal, StoreError, full_term};
+use self::connection::{Connection, DEADLINE, reason};
+use super::{Decoder, LEASE_TTL, LeaseStore, StoreError};
 use crate::cli::EtcdOptions;
-use crate::lease::acquire::{Decision, Listed, Request, decide};
+use crate::errors::chain;
+use crate::lease::acquire::{Entry, Listed};
+use crate::lease::follow::{Follow, Source};
+use crate::lease::keeper::{Answer, Put, Step};
 use crate::lease::table::LeaseUpdate;
 use crate::lease::{Lease, LeaseKey, wire};
 
-/// No answer after this long counts as no answer.
-const DEADLINE: Duration = Duration::from_secs(5);
-/// A connection that is dead without knowing it is noticed after two of these.
-const KEEP_ALIVE: Duration = Duration::from_secs(3);
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
-/// gRPC status codes (`google/rpc/code.proto`) of what passes by itself: cancelled, unknown,
-/// deadline exceeded, resource exhausted, aborted, unavailable.
-const TRANSIENT: [i32; 6] = [1, 2, 4, 8, 10, 14];
+/// All leases are listed anew this often, for a store that was restored behind our back.
+const RELIST: Duration = Duration::from_secs(60 * 60);
+/// So many etcd leases are asked about at a time.
+const QUESTIONS: usize = 16;
+/// `NOT_FOUND` of `google/rpc/code.proto`.
+const NOT_FOUND: i32 = 5;
 
 /// The store in etcd.
 pub(crate) struct EtcdStore {
-    options: EtcdOptions,
-    tls: Option<TlsOptions>,
+    connection: Connection,
     prefix: String,
-    /// The endpoint in use.
-    endpoint: Cell<usize>,
-    client: RefCell<Option<Client>>,
     decoder: RefCell<Decoder>,
-}
-
-/// A key as it was listed, and what a guarded write needs.
-struct Entry {
-    listed: Listed,
-    value: Vec<u8>,
-    revision: i64,
-    lease: i64,
 }
 
 struct Listing {
@@ -57,13 +49,11 @@ struct Listing {
 }
 
 impl EtcdStore {
-    /// Prepares a connection; files are read now, etcd is asked later.
+    /// Prepares a connection; etcd is asked later.
     pub(crate) fn open(options: EtcdOptions) -> Result<Self, StoreError> {
-        let https = options.endpoints.iter().any(|endpoint| endpoint.starts_with("https://"));
-        let tls = https.then(|| tls(&options)).transpose()?;
         let prefix = clean_path(&options.prefix);
-        let (endpoint, client) = (Cell::new(0), RefCell::new(None));
-        Ok(Self { options, tls, prefix, endpoint, client, decoder: RefCell::default() })
+        let connection = Connection::prepare(options)?;
+        Ok(Self { connection, prefix, decoder: RefCell::default() })
     }
 
     /// Keys of leases start with this.
@@ -75,234 +65,205 @@ impl EtcdStore {
         format!("{}{key}", self.subnets())
     }
 
-    /// Asks one endpoint after the other until one answers.
-    async fn call<T, F>(
-        &self,
-        attempt: &str,
-        request: impl Fn(Client) -> F,
-    ) -> Result<T, StoreError>
-    where
-        F: Future<Output = Result<T, Error>>,
-    {
-        let mut reasons = Vec::new();
-        for _ in 0..self.options.endpoints.len() {
-            let asked = async { request(self.client().await?).await };
-            let reason = match timeout(DEADLINE, asked).await {
-                Ok(Ok(answer)) => return Ok(answer),
-                Ok(Err(error)) if is_transient(&error) => reason(&error),
-                Ok(Err(error)) => {
-                    self.next_endpoint();
-                    let (attempt, reason) = (attempt.to_owned(), reason(&error));
-                    return Err(StoreError::Refused { attempt, reason });
-                }
-                Err(_elapsed) => format!("it is silent for {} s", DEADLINE.as_secs()),
-            };
-            debug!(endpoint = self.current_endpoint(), %reason, "etcd did not answer");
-            self.next_endpoint();
-            if !reasons.contains(&reason) {
-                reasons.push(reason);
-            }
-        }
-        Err(StoreError::Unavailable {
-            attempt: attempt.to_owned(),
-            endpoints: self.options.endpoints.join(", "),
-            reason: reasons.join("; "),
-        })
-    }
-
-    async fn client(&self) -> Result<Client, Error> {
-        if let Some(client) = self.client.borrow().as_ref() {
-            return Ok(client.clone());
-        }
-        let endpoint = self.current_endpoint();
-        let client = Client::connect([endpoint], Some(self.connect_options(endpoint))).await?;
-        Ok(self.client.borrow_mut().insert(client).clone())
-    }
-
-    fn connect_options(&self, endpoint: &str) -> ConnectOptions {
-        let mut connect = ConnectOptions::new()
-            .with_connect_timeout(DEADLINE)
-            .with_keep_alive(KEEP_ALIVE, KEEP_ALIVE)
-            .with_keep_alive_while_idle(true)
-            .with_require_leader(true);
-        if let Some((name, password)) = &self.options.user {
-            connect = connect.with_user(name, &password.0);
-        }
-        match &self.tls {
-            Some(tls) if endpoint.starts_with("https://") => connect.with_tls(tls.clone()),
-            _ => connect,
-        }
-    }
-
-    fn current_endpoint(&self) -> &str {
-        let endpoints = &self.options.endpoints;
-        &endpoints[self.endpoint.get() % endpoints.len()]
-    }
-
-    fn next_endpoint(&self) {
-        self.endpoint.set(self.endpoint.get().wrapping_add(1));
-        *self.client.borrow_mut() = None;
-    }
-
     async fn list(&self) -> Result<Listing, StoreError> {
         let prefix = self.subnets();
         let response = self
+            .connection
             .call("list the leases", |mut client| {
                 let prefix = prefix.clone();
                 async move { client.get(prefix, Some(GetOptions::new().with_prefix())).await }
             })
             .await?;
         let revision = response.header().map_or(0, |header| header.revision());
-        let mut decoder = self.decoder.borrow_mut();
-        let entries = response.kvs().iter().filter_map(|kv| {
-            let key = String::from_utf8_lossy(kv.key());
-            let listed = decoder.decode(key.strip_prefix(&prefix)?, kv.value())?;
-            let (value, revision) = (kv.value().to_vec(), kv.mod_revision());
-            Some(Entry { listed, value, revision, lease: kv.lease() })
-        });
-        Ok(Listing { entries: entries.collect(), revision })
+        let entries = response.kvs().iter().filter_map(|kv| self.entry(&prefix, kv)).collect();
+        Ok(Listing { entries, revision })
     }
 
-    /// Brings a key of ours up to date. Returns `None` if somebody else was faster.
-    async fn keep(&self, entry: &Entry, request: &Request) -> Result<Option<Held>, StoreError> {
-        let lease = Lease { subnet: entry.listed.key, attributes: request.attributes.clone() };
-        let value = wire::encode(&request.attributes);
-        if entry.lease == 0 {
-            // A reservation stays one: it is written without an end.
-            let written = entry.value == value
-                || self.put_if(&lease.subnet, entry.revision, value, 0).await?;
-            return Ok(written.then_some(Held { lease, id: 0, expires: None }));
-        }
-        let held = Held { lease, id: entry.lease, expires: full_term() };
-        if entry.value == value
-            && let Renewal::Until(expires) = self.renew(&held).await?
-        {
-            return Ok(Some(Held { expires, ..held }));
-        }
-        self.put_with_new_lease(held.lease, entry.revision, value).await
+    fn entry(&self, prefix: &str, kv: &KeyValue) -> Option<Entry> {
+        let key = String::from_utf8_lossy(kv.key());
+        let listed = self.decoder.borrow_mut().decode(key.strip_prefix(prefix)?, kv.value())?;
+        Some(Entry { listed, revision: kv.mod_revision(), lease: kv.lease() })
     }
 
-    async fn put_with_new_lease(
-        &self,
-        lease: Lease,
-        revision: i64,
-        value: Vec<u8>,
-    ) -> Result<Option<Held>, StoreError> {
-        let ttl = i64::try_from(LEASE_TTL.as_secs()).expect("a day is no long time");
-        let expires = full_term();
-        let granted =
-            self.call("be granted a lease", |mut client| async move {
-                client.lease_grant(ttl, None).await
-            })
-            .await?;
-        let id = granted.id();
-        match self.put_if(&lease.subnet, revision, value, id).await {
-            Ok(true) => Ok(Some(Held { lease, id, expires })),
-            lost => {
-                self.revoke(id).await;
-                lost.map(|_| None)
-            }
-        }
-    }
-
-    /// Gives a lease back that nothing hangs on. If that fails too, it ends by itself.
-    async fn revoke(&self, id: i64) {
-        let revoked = self
-            .call("give back a lease", |mut client| async move { client.lease_revoke(id).await })
-            .await;
-        if let Err(error) = revoked {
-            debug!(%error, "an unused etcd lease stays until it ends");
-        }
-    }
-
-    /// Writes if the key is still as it was at `revision`; 0 means that there was none.
-    async fn put_if(
-        &self,
-        key: &LeaseKey,
-        revision: i64,
-        value: Vec<u8>,
-        lease: i64,
-    ) -> Result<bool, StoreError> {
+    async fn read(&self, key: &LeaseKey) -> Result<Option<Entry>, StoreError> {
         let key = self.key(key);
-        let put = TxnOp::put(key.clone(), value, Some(PutOptions::new().with_lease(lease)));
-        self.transact(&format!("write {key}"), guard(&key, revision), put).await
-    }
-
-    async fn delete_if(&self, key: &LeaseKey, revision: i64) -> Result<bool, StoreError> {
-        let key = self.key(key);
-        let delete = TxnOp::delete(key.clone(), None);
-        self.transact(&format!("delete {key}"), guard(&key, revision), delete).await
-    }
-
-    async fn transact(&self, attempt: &str, guard: Compare, op: TxnOp) -> Result<bool, StoreError> {
-        let txn = Txn::new().when([guard]).and_then([op]);
         let response = self
-            .call(attempt, |mut client| {
-                let txn = txn.clone();
-                async move { client.txn(txn).await }
+            .connection
+            .call(&format!("read {key}"), |mut client| {
+                let key = key.clone();
+                async move { client.get(key, None).await }
             })
             .await?;
-        Ok(response.succeeded())
+        let prefix = self.subnets();
+        Ok(response.kvs().first().and_then(|kv| self.entry(&prefix, kv)))
     }
 
-    /// Follows changes from a revision on. Returns the revision to resume from, and whether history
-    /// before it is gone, so that everything has to be listed again.
-    async fn follow(&self, mut from: i64, updates: &mpsc::Sender<LeaseUpdate>) -> (i64, bool) {
-        let prefix = self.subnets();
-        let opened = self
-            .call("watch the leases", |mut client| {
-                let prefix = prefix.clone();
-                let options = WatchOptions::new().with_prefix().with_start_revision(from);
-                async move { client.watch(prefix, Some(options)).await }
-            })
-            .await;
-        let mut stream = match opened {
-            Ok(stream) => stream,
-            Err(error) => {
-                warn!(%error, "leases are not watched at the moment");
-                return (from, false);
+    async fn grant(&self) -> Result<i64, StoreError> {
+        let ttl = i64::try_from(LEASE_TTL.as_secs()).expect("a day is no long time");
+        let granted = self.connection.call("be granted a lease", |mut client| async move {
+            client.lease_grant(ttl, None).await
+        });
+        Ok(granted.await?.id())
+    }
+
+    async fn put(&self, put: &Put) -> Result<Answer, StoreError> {
+        let key = self.key(&put.key);
+        let guard = match put.guard {
+            Some(revision) => Compare::mod_revision(key.clone(), CompareOp::Equal, revision),
+            // No key of the same IPv4 subnet either, whatever its IPv6 subnet.
+            None => {
+                let start = self.key(&LeaseKey::v4(put.key.ipv4));
+                Compare::version(start, CompareOp::Equal, 0).with_prefix()
             }
         };
-        loop {
-            match stream.message().await {
-                Ok(Some(response)) if response.compact_revision() > 0 => return (from, true),
-                Ok(Some(response)) if response.canceled() => {
-                    warn!(reason = response.cancel_reason(), "etcd ended the watch");
-                    return (from, response.cancel_reason().contains("compacted"));
-                }
-                Ok(Some(response)) => {
-                    for update in self.updates(&prefix, &response) {
-                        if updates.send(update).await.is_err() {
-                            return (from, false);
+        let options = PutOptions::new().with_lease(put.lease);
+        let op = TxnOp::put(key.clone(), wire::encode(&put.attributes), Some(options));
+        let txn = Txn::new().when([guard]).and_then([op]);
+        let attempt = format!("write {key}");
+        let written = self
+            .connection
+            .call_once(&attempt, |mut client| {
+                let txn = txn.clone();
+                async move {
+                    match client.txn(txn).await {
+                        Err(Error::GRpcStatus(status)) if i32::from(status.code()) == NOT_FOUND => {
+                            Ok(None)
                         }
+                        answer => answer.map(Some),
                     }
-                    // Not the revision of the response: that of the first one, which only says that
-                    // the watch exists, may be ahead of changes that have not been told yet.
-                    let told = response.events().iter().filter_map(|event| event.kv());
-                    from = told.map(|kv| kv.mod_revision() + 1).fold(from, i64::max);
                 }
-                Ok(None) => return (from, false),
-                Err(error) => {
+            })
+            .await?;
+        let Some(written) = written else { return Ok(Answer::NoSuchLease) };
+        let revision = written.header().map(|header| header.revision());
+        Ok(Answer::Written(revision.filter(|_| written.succeeded())))
+    }
+
+    async fn delete(&self, key: &LeaseKey, revision: i64) -> Result<bool, StoreError> {
+        let key = self.key(key);
+        let guard = Compare::mod_revision(key.clone(), CompareOp::Equal, revision);
+        let txn = Txn::new().when([guard]).and_then([TxnOp::delete(key.clone(), None)]);
+        let attempt = format!("delete {key}");
+        let deleted = self.connection.call_once(&attempt, |mut client| {
+            let txn = txn.clone();
+            async move { client.txn(txn).await }
+        });
+        Ok(deleted.await?.succeeded())
+    }
+
+    async fn revoke(&self, lease: i64) -> Result<(), StoreError> {
+        let revoked = self.connection.call("give back a lease", |mut client| async move {
+            match client.lease_revoke(lease).await {
+                Err(Error::GRpcStatus(status)) if i32::from(status.code()) == NOT_FOUND => Ok(()),
+                answer => answer.map(drop),
+            }
+        });
+        revoked.await
+    }
+
+    /// Returns what is left, or `None` if there is no such lease.
+    async fn keep_alive(&self, lease: i64) -> Result<Option<Duration>, StoreError> {
+        let kept = self.connection.call("renew the lease", |mut client| async move {
+            let (mut keeper, mut answers) = match client.lease_keep_alive(lease).await {
+                Ok(pair) => pair,
+                // The library's word for "there is no such lease".
+                Err(Error::LeaseKeepAliveError(_)) => return Ok(0),
+                Err(error) => return Err(error),
+            };
+            keeper.keep_alive().await?;
+            Ok(answers.message().await?.map_or(0, |answer| answer.ttl()))
+        });
+        let left = u64::try_from(kept.await?).ok().filter(|secs| *secs > 0);
+        Ok(left.map(Duration::from_secs))
+    }
+
+    /// Returns the time since the last renewal, which etcd knows as the time that is left.
+    async fn age(&self, lease: i64) -> Result<Option<Duration>, StoreError> {
+        if lease == 0 {
+            return Ok(None);
+        }
+        let asked = self.connection.call("read the time of a lease", |mut client| async move {
+            client.lease_time_to_live(lease, None).await
+        });
+        let answer = asked.await?;
+        let age = (answer.ttl() > 0).then(|| answer.granted_ttl() - answer.ttl());
+        Ok(age.and_then(|secs| u64::try_from(secs).ok()).map(Duration::from_secs))
+    }
+
+    /// Follows changes until they end for whatever reason.
+    async fn follow(&self, follow: &mut Follow, from: i64, updates: &mpsc::Sender<LeaseUpdate>) {
+        let prefix = self.subnets();
+        let opened = self.connection.call("watch the leases", |mut client| {
+            let prefix = prefix.clone();
+            let options = WatchOptions::new().with_prefix().with_start_revision(from);
+            async move { client.watch(prefix, Some(options)).await }
+        });
+        let mut stream = match opened.await {
+            Ok(stream) => stream,
+            Err(error) => {
+                warn!(error = %chain(&error), "leases are not watched at the moment");
+                return;
+            }
+        };
+        let mut first = timeout(DEADLINE, stream.message()).await;
+        loop {
+            let response = match first {
+                Ok(Ok(Some(response))) => response,
+                Ok(Ok(None)) => return,
+                Ok(Err(error)) => {
                     debug!(reason = %reason(&error), "the watch was interrupted");
-                    self.next_endpoint();
-                    return (from, false);
+                    return self.connection.next_endpoint();
                 }
+                Err(_elapsed) => return self.connection.next_endpoint(),
+            };
+            if !self.take(&prefix, follow, &response, updates).await {
+                return;
+            }
+            first = Ok(next(&mut stream).await);
+        }
+    }
+
+    /// Hands on what a response tells. Returns whether the watch goes on.
+    async fn take(
+        &self,
+        prefix: &str,
+        follow: &mut Follow,
+        response: &WatchResponse,
+        updates: &mpsc::Sender<LeaseUpdate>,
+    ) -> bool {
+        let reason = response.cancel_reason();
+        if response.compact_revision() > 0 || reason.contains("compacted") {
+            follow.restart();
+            return false;
+        }
+        if response.canceled() {
+            warn!(%reason, "etcd ended the watch");
+            return false;
+        }
+        if response.created() {
+            return follow.opened(response.header().map_or(0, |header| header.revision()));
+        }
+        for update in self.updates(prefix, response) {
+            if updates.send(update).await.is_err() {
+                return false;
             }
         }
+        let told = response.events().iter().filter_map(|event| event.kv());
+        told.for_each(|kv| follow.changed(kv.mod_revision()));
+        true
     }
 
     fn updates(&self, prefix: &str, response: &WatchResponse) -> Vec<LeaseUpdate> {
-        let mut decoder = self.decoder.borrow_mut();
         let update = |event: &etcd_client::Event| {
             let kv = event.kv()?;
             let key = String::from_utf8_lossy(kv.key());
-            let key = key.strip_prefix(prefix)?;
             match event.event_type() {
-                EventType::Delete => LeaseKey::parse(key).map(LeaseUpdate::Removed),
+                EventType::Delete => {
+                    LeaseKey::parse(key.strip_prefix(prefix)?).map(LeaseUpdate::Removed)
+                }
                 EventType::Put => {
-                    let listed = decoder.decode(key, kv.value())?;
-                    let attributes = listed.attributes?;
-                    Some(LeaseUpdate::Put(Lease { subnet: listed.key, attributes }))
+                    let Listed { key, attributes } = self.entry(prefix, kv)?.listed;
+                    Some(LeaseUpdate::Put(Lease { subnet: key, attributes: attributes? }))
                 }
             }
         };
@@ -310,10 +271,15 @@ impl EtcdStore {
     }
 }
 
+async fn next(stream: &mut WatchStream) -> Result<Option<WatchResponse>, Error> {
+    stream.message().await
+}
+
 impl LeaseStore for EtcdStore {
     async fn network_config(&self) -> Result<Vec<u8>, StoreError> {
         let key = format!("{}/config", self.prefix);
         let response = self
+            .connection
             .call("read the network configuration", |mut client| {
                 let key = key.clone();
                 async move { client.get(key, None).await }
@@ -323,136 +289,64 @@ impl LeaseStore for EtcdStore {
         value.ok_or_else(|| StoreError::NoConfig { place: format!("{key} in etcd") })
     }
 
-    async fn acquire(&self, request: &Request) -> Result<Held, StoreError> {
-        loop {
-            let Listing { entries, .. } = self.list().await?;
-            let listed: Vec<_> = entries.iter().map(|entry| entry.listed.clone()).collect();
-            let entry = |key| entries.iter().find(|entry| entry.listed.key == key);
-            let held = match decide(request, &listed, |count| rand::random_range(0..count)) {
-                Decision::Keep(key) => match entry(key) {
-                    Some(entry) => self.keep(entry, request).await?,
-                    None => None,
-                },
-                Decision::Drop(key) => {
-                    if let Some(entry) = entry(key) {
-                        self.delete_if(&key, entry.revision).await?;
-                    }
-                    None
-                }
-                Decision::Create(subnet) => {
-                    let lease = Lease { subnet, attributes: request.attributes.clone() };
-                    self.put_with_new_lease(lease, 0, wire::encode(&request.attributes)).await?
-                }
-                Decision::Exhausted { held } => {
-                    return Err(StoreError::Exhausted { network: request.pool.network, held });
-                }
-            };
-            if let Some(held) = held {
-                return Ok(held);
+    async fn perform(&self, step: &Step) -> Result<Answer, StoreError> {
+        Ok(match step {
+            Step::Wait(_) => Answer::Waited,
+            Step::List => Answer::Listed(self.list().await?.entries),
+            Step::Grant => Answer::Granted(self.grant().await?),
+            Step::Put(put) => self.put(put).await?,
+            Step::Delete { key, revision } => {
+                self.delete(key, *revision).await?;
+                Answer::Deleted
             }
-            debug!("somebody else was faster; deciding again");
-        }
-    }
-
-    async fn renew(&self, held: &Held) -> Result<Renewal, StoreError> {
-        if held.id == 0 {
-            return Ok(Renewal::Until(None));
-        }
-        let asked = Instant::now();
-        let id = held.id;
-        let kept = self
-            .call("renew the lease", |mut client| async move {
-                let (mut keeper, mut answers) = match client.lease_keep_alive(id).await {
-                    Ok(pair) => pair,
-                    // The library's word for "there is no such lease".
-                    Err(Error::LeaseKeepAliveError(_)) => return Ok(0),
-                    Err(error) => return Err(error),
-                };
-                keeper.keep_alive().await?;
-                Ok(answers.message().await?.map_or(0, |answer| answer.ttl()))
-            })
-            .await?;
-        Ok(match u64::try_from(kept) {
-            Ok(0) | Err(_) => Renewal::Lost,
-            Ok(secs) => Renewal::Until(Some(asked + Duration::from_secs(secs))),
+            Step::Revoke(lease) => {
+                self.revoke(*lease).await?;
+                Answer::Revoked
+            }
+            Step::KeepAlive { lease, .. } => Answer::KeptAlive(self.keep_alive(*lease).await?),
+            Step::Read(key) => Answer::Read(self.read(key).await?),
+            Step::Ages(of) => {
+                let ages = stream::iter(of).map(|key| self.age(key.lease));
+                Answer::Ages(ages.buffered(QUESTIONS).try_collect().await?)
+            }
         })
     }
 
-    async fn watch(&self, updates: mpsc::Sender<LeaseUpdate>) {
+    async fn watch(&self, updates: mpsc::Sender<LeaseUpdate>, relist: &Notify) {
         let mut backoff = BACKOFF_MIN;
-        let mut resume = None;
+        let mut follow = Follow::default();
         while !updates.is_closed() {
-            let from = match resume {
-                Some(revision) => revision,
-                None => match self.list().await {
-                    Ok(listing) => {
-                        let all = listing.entries.into_iter().map(|entry| entry.listed).collect();
+            let before = follow;
+            match follow.source() {
+                Source::List => match self.list().await {
+                    Ok(Listing { entries, revision }) => {
+                        let all = entries.into_iter().map(|entry| entry.listed).collect();
                         if updates.send(LeaseUpdate::Snapshot(all)).await.is_err() {
                             return;
                         }
-                        listing.revision + 1
+                        follow.listed(revision);
+                        continue;
                     }
                     Err(error) => {
-                        warn!(%error, "leases cannot be listed at the moment");
-                        sleep(backoff).await;
-                        backoff = (backoff * 2).min(BACKOFF_MAX);
+                        warn!(error = %chain(&error), "leases cannot be listed at the moment");
+                    }
+                },
+                Source::Changes { from } => tokio::select! {
+                    () = self.follow(&mut follow, from, &updates) => {}
+                    () = relist.notified() => {
+                        follow.restart();
+                        continue;
+                    }
+                    () = sleep(RELIST) => {
+                        follow.restart();
                         continue;
                     }
                 },
-            };
-            let (next, compacted) = self.follow(from, &updates).await;
-            backoff = if next > from { BACKOFF_MIN } else { (backoff * 2).min(BACKOFF_MAX) };
-            resume = (!compacted).then_some(next);
+            }
+            let progress = follow != before;
+            backoff = if progress { BACKOFF_MIN } else { (backoff * 2).min(BACKOFF_MAX) };
             sleep(backoff).await;
         }
-    }
-}
-
-fn guard(key: &str, revision: i64) -> Compare {
-    Compare::mod_revision(key, CompareOp::Equal, revision)
-}
-
-fn tls(options: &EtcdOptions) -> Result<TlsOptions, StoreError> {
-    let read = |path: &std::path::PathBuf| {
-        std::fs::read(path).map_err(|source| StoreError::File {
-            attempt: "read",
-            path: path.clone(),
-            source,
-        })
-    };
-    let mut tls = TlsOptions::new();
-    tls = match &options.ca_file {
-        Some(path) => tls.ca_certificate(Certificate::from_pem(read(path)?)),
-        None => tls.with_native_roots(),
-    };
-    if let (Some(cert), Some(key)) = (&options.cert_file, &options.key_file) {
-        tls = tls.identity(Identity::from_pem(read(cert)?, read(key)?));
-    }
-    Ok(tls)
-}
-
-fn is_transient(error: &Error) -> bool {
-    match error {
-        Error::GRpcStatus(status) => TRANSIENT.contains(&i32::from(status.code())),
-        Error::TransportError(_) | Error::IoError(_) | Error::Internal(_) => true,
-        _ => false,
-    }
-}
-
-/// The innermost cause; what is around it says "transport error" in several ways.
-fn reason(error: &Error) -> String {
-    let outermost: &(dyn std::error::Error + 'static) = match error {
-        Error::GRpcStatus(status) => status,
-        Error::TransportError(error) => error,
-        other => return other.to_string(),
-    };
-    let causes = std::iter::successors(Some(outermost), |error| error.source());
-    match (causes.last(), error) {
-        (Some(cause), Error::GRpcStatus(status)) if std::ptr::addr_eq(cause, status) => {
-            status.message().to_owned()
-        }
-        (Some(cause), _) => cause.to_string(),
-        (None, _) => error.to_string(),
     }
 }
 
@@ -467,6 +361,30 @@ fn clean_path(prefix: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Everything that can be written is a lease under such a key: the store writes nothing else,
+    /// and what leases say is golden in `lease::wire`.
+    #[test]
+    fn keys_are_those_of_flannel() {
+        let options = EtcdOptions {
+            endpoints: vec!["http://127.0.0.1:2379".to_owned()],
+            prefix: "//coreos.com/network/".to_owned(),
+            key_file: None,
+            cert_file: None,
+            ca_file: None,
+            user: None,
+        };
+        let store = EtcdStore::open(options).unwrap();
+        for (key, written) in [
+            ("10.5.52.0-24", "/coreos.com/network/subnets/10.5.52.0-24"),
+            (
+                "10.5.52.0-24&2001:cafe:42:8::-64",
+                "/coreos.com/network/subnets/10.5.52.0-24&2001:cafe:42:8::-64",
+            ),
+        ] {
+            assert_eq!(store.key(&LeaseKey::parse(key).unwrap()), written);
+        }
+    }
 
     #[test]
     fn prefixes_are_cleaned() {

@@ -140,7 +140,7 @@ fn a_peer_that_makes_no_sense_is_left_out_and_the_others_stay() {
              one station",
             "10.244.5.0-24: its Ethernet address is that of this node",
             "10.244.6.0-22: its key has host bits",
-            "10.244.9.0-24: its backend is \"host-gw\", not vxlan",
+            "10.244.9.0-24: its backend is \"host-gw\", not \"vxlan\"",
             "10.244.11.0-24: its public address 0.0.0.0 cannot be that of a node",
             "10.244.12.0-24: its public address 203.0.113.1 is ours",
             "10.244.16.0-24: its backend data does not decode: there is none",

@@ -3,6 +3,8 @@ use tempfile::TempDir;
 use super::*;
 use crate::config::NetworkConfig;
 use crate::lease::Attributes;
+use crate::lease::acquire::Request;
+use crate::lease::keeper::{Keeper, Notice, Timing, summary};
 
 fn store(directory: &TempDir) -> DirectoryStore {
     let path = directory.path().join("leases");
@@ -24,7 +26,33 @@ fn request(last: u8, previous: Option<&str>) -> Request {
     }
 }
 
-fn age(path: &Path, age: Duration) {
+/// Lets a keeper work until it has a lease or gives up hope, in no time.
+async fn acquire(store: &DirectoryStore, request: Request) -> Result<LeaseKey, Vec<Notice>> {
+    let timing = Timing::with_margin(LEASE_TTL, Duration::from_secs(60 * 60));
+    let (mut keeper, mut now) = (Keeper::new(request, timing), Duration::ZERO);
+    let mut notices = Vec::new();
+    for _ in 0..100 {
+        let answer = match keeper.step() {
+            Step::Wait(until) => {
+                if let Some(lease) = keeper.served() {
+                    return Ok(lease.subnet);
+                }
+                now = until;
+                Answer::Waited
+            }
+            step => store.perform(&step).await.unwrap(),
+        };
+        keeper.answer((now, now), answer, |_| 0);
+        notices.extend(keeper.notices());
+    }
+    Err(notices)
+}
+
+async fn renew(store: &DirectoryStore, key: LeaseKey) -> Answer {
+    store.perform(&Step::KeepAlive { key, lease: 1 }).await.unwrap()
+}
+
+fn set_age(path: &Path, age: Duration) {
     let then = SystemTime::now() - age;
     File::options().write(true).open(path).unwrap().set_modified(then).unwrap();
 }
@@ -33,15 +61,14 @@ fn age(path: &Path, age: Duration) {
 async fn a_lease_is_a_file_as_flannel_would_write_the_value() {
     let directory = tempfile::tempdir().unwrap();
     let store = store(&directory);
-    let held = store.acquire(&request(1, Some("10.3.5.0-24"))).await.unwrap();
-    assert_eq!(held.lease.subnet.to_string(), "10.3.5.0-24");
+    let key = acquire(&store, request(1, Some("10.3.5.0-24"))).await.unwrap();
+    assert_eq!(key.to_string(), "10.3.5.0-24");
     let value = fs::read_to_string(store.subnets().join("10.3.5.0-24")).unwrap();
     assert_eq!(
         value,
         r#"{"PublicIP":"198.51.100.1","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:01"}}"#
     );
-    let again = store.acquire(&request(1, None)).await.unwrap();
-    assert_eq!(again.lease.subnet, held.lease.subnet);
+    assert_eq!(acquire(&store, request(1, None)).await, Ok(key));
     assert_eq!(fs::read_dir(store.subnets()).unwrap().count(), 1);
 }
 
@@ -51,13 +78,16 @@ async fn every_node_gets_another_subnet_until_none_is_left() {
     let store = store(&directory);
     let mut subnets = std::collections::BTreeSet::new();
     for node in 1..=15 {
-        subnets.insert(store.acquire(&request(node, None)).await.unwrap().lease.subnet);
+        subnets.insert(acquire(&store, request(node, None)).await.unwrap());
     }
     assert_eq!(subnets.len(), 15);
-    let error = store.acquire(&request(16, None)).await.unwrap_err();
+    set_age(&store.subnets().join("10.3.4.0-24"), Duration::from_secs(2 * 60 * 60));
+    let notices = acquire(&store, request(16, None)).await.unwrap_err();
+    let Notice::Exhausted { holders, .. } = &notices[0] else { panic!("{notices:?}") };
     assert_eq!(
-        error.to_string(),
-        "every subnet of 10.3.0.0/20 is held, by 15 leases; release one, or widen the network"
+        summary(holders),
+        "15 keys, of which 0 are reservations and 1 were not renewed for 5 min: \
+         10.3.4.0-24 of 198.51.100.4 (120 min)"
     );
 }
 
@@ -68,8 +98,8 @@ async fn what_is_no_lease_harms_nobody() {
     fs::write(store.subnets().join("notes.txt"), "hello").unwrap();
     fs::write(store.subnets().join(".tmp"), "half a le").unwrap();
     fs::write(store.subnets().join("10.3.1.0-24"), "{").unwrap();
-    let held = store.acquire(&request(1, Some("10.3.1.0-24"))).await.unwrap();
-    assert_ne!(held.lease.subnet.to_string(), "10.3.1.0-24");
+    let key = acquire(&store, request(1, Some("10.3.1.0-24"))).await.unwrap();
+    assert_ne!(key.to_string(), "10.3.1.0-24");
     assert_eq!(fs::read_to_string(store.subnets().join("10.3.1.0-24")).unwrap(), "{");
 }
 
@@ -77,15 +107,28 @@ async fn what_is_no_lease_harms_nobody() {
 async fn a_lease_ends_a_day_after_its_last_renewal() {
     let directory = tempfile::tempdir().unwrap();
     let store = store(&directory);
-    let held = store.acquire(&request(1, Some("10.3.5.0-24"))).await.unwrap();
-    let path = store.file(&held.lease.subnet);
-    age(&path, LEASE_TTL - Duration::from_secs(60));
-    assert!(matches!(store.renew(&held).await.unwrap(), Renewal::Until(Some(_))));
-    age(&path, LEASE_TTL + Duration::from_secs(60));
-    assert_eq!(store.renew(&held).await.unwrap(), Renewal::Lost);
-    let other = store.acquire(&request(2, Some("10.3.5.0-24"))).await.unwrap();
-    assert_eq!(other.lease.subnet, held.lease.subnet);
-    assert_eq!(store.renew(&held).await.unwrap(), Renewal::Lost);
+    let key = acquire(&store, request(1, Some("10.3.5.0-24"))).await.unwrap();
+    let path = store.file(&key);
+    set_age(&path, LEASE_TTL - Duration::from_secs(60));
+    assert_eq!(renew(&store, key).await, Answer::KeptAlive(Some(LEASE_TTL)));
+    set_age(&path, LEASE_TTL + Duration::from_secs(60));
+    assert_eq!(renew(&store, key).await, Answer::KeptAlive(None));
+    assert_eq!(acquire(&store, request(2, Some("10.3.5.0-24"))).await, Ok(key));
+}
+
+#[tokio::test]
+async fn a_dead_node_with_our_address_is_succeeded_and_a_living_one_is_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = store(&directory);
+    let key = acquire(&store, request(1, Some("10.3.5.0-24"))).await.unwrap();
+    let mut twin = request(1, None);
+    twin.attributes.backend_data = Some(serde_json::json!({"VtepMAC": "02:00:00:00:00:09"}));
+    // Time stands still for the file, so that it always looks as if it had just been renewed.
+    let notices = acquire(&store, twin.clone()).await.unwrap_err();
+    assert!(notices.iter().any(|n| matches!(n, Notice::Twin { .. })), "{notices:?}");
+    set_age(&store.file(&key), Duration::from_secs(60));
+    assert_eq!(acquire(&store, twin).await, Ok(key));
+    assert!(fs::read_to_string(store.file(&key)).unwrap().contains("02:00:00:00:00:09"));
 }
 
 #[tokio::test]
@@ -94,13 +137,14 @@ async fn a_reservation_has_no_end_and_stays_one() {
     let store = store(&directory);
     let path = store.subnets().join("10.3.7.0-24");
     fs::write(&path, r#"{"PublicIP":"198.51.100.1"}"#).unwrap();
-    age(&path, LEASE_TTL * 10);
+    set_age(&path, LEASE_TTL * 10);
     fs::set_permissions(&path, fs::Permissions::from_mode(0o444)).unwrap();
-    let held = store.acquire(&request(1, None)).await.unwrap();
-    assert_eq!((held.lease.subnet.to_string().as_str(), held.expires), ("10.3.7.0-24", None));
+    let key = acquire(&store, request(1, None)).await.unwrap();
+    assert_eq!(key.to_string(), "10.3.7.0-24");
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o444);
     assert!(fs::read_to_string(&path).unwrap().contains("vxlan"));
-    assert_eq!(store.renew(&held).await.unwrap(), Renewal::Until(None));
+    set_age(&path, LEASE_TTL * 10);
+    assert_eq!(acquire(&store, request(1, None)).await, Ok(key));
 }
 
 #[tokio::test]
@@ -117,14 +161,15 @@ async fn changes_are_told_as_snapshots() {
     };
     let change = async {
         count(&mut received, 0).await;
-        let held = store.acquire(&request(1, None)).await.unwrap();
+        let key = acquire(&store, request(1, None)).await.unwrap();
         count(&mut received, 1).await;
-        fs::remove_file(store.file(&held.lease.subnet)).unwrap();
+        fs::remove_file(store.file(&key)).unwrap();
         count(&mut received, 0).await;
     };
+    let relist = Notify::new();
     let changed = async {
         tokio::select! {
-            () = store.watch(updates) => panic!("the watch ended"),
+            () = store.watch(updates, &relist) => panic!("the watch ended"),
             () = change => {}
         }
     };

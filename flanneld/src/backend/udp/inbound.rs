@@ -1,0 +1,139 @@
+//! From the underlay to the device.
+
+use std::io;
+use std::net::SocketAddrV4;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::counters::Drop;
+use super::datapath::Lane;
+use super::icmp::{self, ANSWER_MAX, Limit, Message};
+use super::merge::{PACKETS_MAX, Run};
+use super::offload::VnetHeader;
+use super::packet::{Packet, decrement_ttl, protocol};
+use super::routing::View;
+use super::socket::Receiver;
+use super::tun::Offload;
+
+/// The receiving half of a lane.
+pub(super) struct Inbound {
+    lane: Arc<Lane>,
+    view: View,
+    offload: Offload,
+    receiver: Receiver,
+    /// The packets that follow each other, not written yet.
+    run: Option<Run>,
+    /// The whole first packet of the run, and the payloads of the others.
+    pieces: Vec<Range<usize>>,
+    limit: Limit,
+}
+
+impl Inbound {
+    pub(super) fn new(lane: Arc<Lane>, view: View, offload: Offload) -> Self {
+        let pieces = Vec::with_capacity(PACKETS_MAX);
+        let limit = Limit::new(Instant::now());
+        Self { lane, view, offload, receiver: Receiver::new(), run: None, pieces, limit }
+    }
+
+    /// Carries the packets that are there.
+    ///
+    /// # Errors
+    /// With `WouldBlock` if there is none.
+    pub(super) fn step(&mut self) -> io::Result<()> {
+        let count = self.receiver.receive(&self.lane.socket)?;
+        self.view.refresh();
+        for index in 0..count {
+            self.accept_message(index);
+        }
+        self.flush();
+        Ok(())
+    }
+
+    fn accept_message(&mut self, index: usize) {
+        let message = self.receiver.message(index);
+        let mut start = message.bytes.start;
+        while start < message.bytes.end {
+            let end = (start + message.segment).min(message.bytes.end);
+            match self.admit(message.from, start..end) {
+                Ok(packet) => self.collect(packet),
+                Err(reason) => self.lane.drops.count(reason),
+            }
+            start = end;
+        }
+    }
+
+    /// Decides whether a datagram may enter, and returns where its packet is.
+    fn admit(&mut self, from: SocketAddrV4, range: Range<usize>) -> Result<Range<usize>, Drop> {
+        let routing = self.view.routing();
+        if from.port() != routing.port {
+            return Err(Drop::UnknownSender);
+        }
+        let packet = Packet::parse(&self.receiver.bytes()[range.clone()]);
+        let packet = packet.ok_or(Drop::Malformed)?;
+        let peer = routing.peers.owner(packet.source());
+        let Some(peer) = peer.filter(|peer| peer.address == *from.ip()) else {
+            let known = routing.peers.knows(*from.ip());
+            return Err(if known { Drop::ForeignSource } else { Drop::UnknownSender });
+        };
+        if !routing.own.contains(packet.destination()) {
+            return Err(Drop::ForeignDestination);
+        }
+        peer.traffic.count_received(1, packet.bytes().len());
+        let range = range.start..range.start + packet.bytes().len();
+        if packet.ttl() <= 1 {
+            self.tell(from, &range);
+            return Err(Drop::TimeExceeded);
+        }
+        decrement_ttl(&mut self.receiver.bytes_mut()[range.clone()]);
+        Ok(range)
+    }
+
+    /// Puts a packet behind those that it follows, or writes those and begins anew.
+    fn collect(&mut self, range: Range<usize>) {
+        let bytes = self.receiver.bytes();
+        let Some(packet) = Packet::parse(&bytes[range.clone()]) else { return };
+        let first = self.pieces.first().and_then(|first| Packet::parse(&bytes[first.clone()]));
+        if let (Some(run), Some(first)) = (&mut self.run, first)
+            && run.take(&first, &packet)
+        {
+            self.pieces.push(range.start + run.header_len()..range.end);
+            return;
+        }
+        let merges = match self.offload {
+            Offload::TcpAndUdp => true,
+            Offload::Tcp => packet.protocol() == protocol::TCP,
+            Offload::None => false,
+        };
+        let next = if merges { Run::start(&packet) } else { None };
+        self.flush();
+        self.run = next;
+        self.pieces.push(range);
+    }
+
+    fn flush(&mut self) {
+        let Some(first) = self.pieces.first() else { return };
+        let (mut vnet, mut packets) = (VnetHeader::default(), 1);
+        if let Some(run) = self.run.take() {
+            vnet = run.finish(&mut self.receiver.bytes_mut()[first.clone()]);
+            packets = run.count();
+        }
+        if self.lane.queue.write(vnet, self.receiver.bytes(), &self.pieces).is_err() {
+            self.lane.drops.add(Drop::DeviceFailed, packets);
+        }
+        self.pieces.clear();
+    }
+
+    /// Tells a peer's pod that its packet got no further than here.
+    fn tell(&mut self, from: SocketAddrV4, packet: &Range<usize>) {
+        let Some(packet) = Packet::parse(&self.receiver.bytes()[packet.clone()]) else { return };
+        if !self.limit.allows(Instant::now()) {
+            return;
+        }
+        let mut buffer = [0; ANSWER_MAX];
+        let address = self.view.routing().address();
+        if let Some(len) = icmp::answer(Message::TimeExceeded, address, &packet, &mut buffer) {
+            let _best_effort = self.lane.socket.send_to(&buffer[..len], from);
+        }
+    }
+}

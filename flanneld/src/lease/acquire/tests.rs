@@ -1,0 +1,225 @@
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::*;
+use crate::config::NetworkConfig;
+
+const ME: [u8; 4] = [198, 51, 100, 1];
+const OTHER: [u8; 4] = [198, 51, 100, 2];
+
+fn request(previous: Option<&str>) -> Request {
+    let json = br#"{"Network":"10.3.0.0/20","Backend":{"Type":"vxlan"}}"#;
+    Request {
+        pool: NetworkConfig::parse(json).unwrap().ipv4.unwrap(),
+        previous: previous.map(key),
+        attributes: attributes(ME, 1),
+    }
+}
+
+fn attributes(public_ip: [u8; 4], mark: u8) -> Attributes {
+    Attributes {
+        public_ip: public_ip.into(),
+        public_ipv6: None,
+        backend_type: "vxlan".to_owned(),
+        backend_data: Some(json!({"VNI": 1, "VtepMAC": format!("02:00:00:00:00:{mark:02x}")})),
+        backend_v6_data: None,
+    }
+}
+
+fn key(text: &str) -> LeaseKey {
+    LeaseKey::parse(text).unwrap()
+}
+
+fn marked(text: &str, public_ip: [u8; 4], mark: u8) -> Entry {
+    let attributes = Some(attributes(public_ip, mark));
+    Entry { listed: Listed { key: key(text), attributes }, revision: 5, lease: 77 }
+}
+
+fn ours(text: &str) -> Entry {
+    marked(text, ME, 1)
+}
+
+fn others(text: &str) -> Entry {
+    marked(text, OTHER, 2)
+}
+
+fn reserved(text: &str) -> Entry {
+    let mut entry = Entry { lease: 0, ..ours(text) };
+    entry.listed.attributes.as_mut().unwrap().backend_data = None;
+    entry
+}
+
+fn verdict(alive: bool) -> Memory {
+    let verdict = Verdict { key: key("10.3.5.0-24"), revision: 5, alive };
+    Memory { verdict: Some(verdict), ..Memory::default() }
+}
+
+fn first(_: usize) -> usize {
+    0
+}
+
+#[test]
+fn decisions() {
+    let unreadable = Entry {
+        listed: Listed { key: key("10.3.1.0-24"), attributes: None },
+        ..others("10.3.1.0-24")
+    };
+    let cases: Vec<(&str, Option<&str>, Vec<Entry>, Decision)> = vec![
+        ("nothing is held", None, vec![], Decision::Create(key("10.3.1.0-24"))),
+        (
+            "our key is found again",
+            Some("10.3.9.0-24"),
+            vec![others("10.3.2.0-24"), ours("10.3.5.0-24")],
+            Decision::Keep(ours("10.3.5.0-24")),
+        ),
+        (
+            "the first of two keys of ours is kept",
+            None,
+            vec![ours("10.3.7.0-24"), ours("10.3.5.0-24")],
+            Decision::Keep(ours("10.3.5.0-24")),
+        ),
+        (
+            "of two keys of ours the one that we had is kept",
+            Some("10.3.7.0-24"),
+            vec![ours("10.3.7.0-24"), ours("10.3.5.0-24")],
+            Decision::Keep(ours("10.3.7.0-24")),
+        ),
+        (
+            "a reservation comes before a lease",
+            None,
+            vec![ours("10.3.5.0-24"), reserved("10.3.7.0-24")],
+            Decision::Keep(reserved("10.3.7.0-24")),
+        ),
+        (
+            "a reservation does not move a node that has a subnet",
+            Some("10.3.5.0-24"),
+            vec![ours("10.3.5.0-24"), reserved("10.3.7.0-24")],
+            Decision::Keep(ours("10.3.5.0-24")),
+        ),
+        (
+            "a reservation that does not fit is not dropped",
+            None,
+            vec![reserved("10.3.0.0-22")],
+            Decision::Create(key("10.3.4.0-24")),
+        ),
+        (
+            "our key has a length that is no longer configured",
+            None,
+            vec![ours("10.3.5.0-25")],
+            Decision::Drop(ours("10.3.5.0-25")),
+        ),
+        (
+            "our key has a family that is not configured",
+            None,
+            vec![ours("10.3.5.0-24&fd00::-64")],
+            Decision::Drop(ours("10.3.5.0-24&fd00::-64")),
+        ),
+        (
+            "the previous subnet is free",
+            Some("10.3.9.0-24"),
+            vec![others("10.3.2.0-24")],
+            Decision::Create(key("10.3.9.0-24")),
+        ),
+        (
+            "the previous subnet is somebody else's now",
+            Some("10.3.9.0-24"),
+            vec![others("10.3.9.0-24")],
+            Decision::Create(key("10.3.1.0-24")),
+        ),
+        (
+            "the previous subnet is outside of the network now",
+            Some("10.9.9.0-24"),
+            vec![],
+            Decision::Create(key("10.3.1.0-24")),
+        ),
+        (
+            "an unreadable key holds its subnet",
+            None,
+            vec![unreadable],
+            Decision::Create(key("10.3.2.0-24")),
+        ),
+        (
+            "a shorter prefix holds all subnets in it",
+            None,
+            vec![others("10.3.0.0-21")],
+            Decision::Create(key("10.3.8.0-24")),
+        ),
+        (
+            "our address with another mark has to be looked into",
+            None,
+            vec![marked("10.3.5.0-24", ME, 9)],
+            Decision::Ask(marked("10.3.5.0-24", ME, 9)),
+        ),
+        (
+            "our mark on the previous subnet, with another address, has to be looked into",
+            Some("10.3.5.0-24"),
+            vec![marked("10.3.5.0-24", OTHER, 1)],
+            Decision::Ask(marked("10.3.5.0-24", OTHER, 1)),
+        ),
+    ];
+    for (name, previous, entries, decision) in cases {
+        let decided = decide(&request(previous), &Memory::default(), &entries, first);
+        assert_eq!(decided, decision, "{name}");
+    }
+}
+
+#[test]
+fn another_living_node_with_our_address_is_never_overwritten() {
+    let twin = marked("10.3.5.0-24", ME, 9);
+    let decide = |memory| decide(&request(None), &memory, std::slice::from_ref(&twin), first);
+    assert_eq!(decide(verdict(true)), Decision::Refuse(twin.clone()));
+    assert_eq!(decide(verdict(false)), Decision::TakeOver(twin.clone()));
+}
+
+#[test]
+fn a_node_whose_address_changed_gets_its_subnet_back_unless_it_is_a_copy() {
+    let before = marked("10.3.5.0-24", OTHER, 1);
+    let request = request(Some("10.3.5.0-24"));
+    let decide = |memory| decide(&request, &memory, std::slice::from_ref(&before), first);
+    assert_eq!(decide(verdict(false)), Decision::TakeOver(before.clone()));
+    assert_eq!(decide(verdict(true)), Decision::Create(key("10.3.1.0-24")));
+}
+
+#[test]
+fn what_we_wrote_last_is_ours_whatever_it_says() {
+    let before = marked("10.3.5.0-24", OTHER, 9);
+    let memory = Memory { held: Some(before.clone()), ..Memory::default() };
+    let decided = decide(&request(None), &memory, std::slice::from_ref(&before), first);
+    assert_eq!(decided, Decision::Keep(before));
+}
+
+#[test]
+fn a_reservation_is_for_the_address_and_the_last_who_came_stays() {
+    let entry = Entry { lease: 0, ..marked("10.3.5.0-24", ME, 9) };
+    let decide = |memory| decide(&request(None), &memory, std::slice::from_ref(&entry), first);
+    assert_eq!(decide(Memory::default()), Decision::TakeOver(entry.clone()));
+    let before =
+        Memory { held: Some(Entry { lease: 0, ..ours("10.3.5.0-24") }), ..Memory::default() };
+    assert_eq!(decide(before), Decision::Refuse(entry.clone()));
+}
+
+#[test]
+fn when_all_are_held_there_is_nothing_to_create() {
+    let entries: Vec<_> = (0..16).map(|n| others(&format!("10.3.{n}.0-24"))).collect();
+    assert_eq!(decide(&request(None), &Memory::default(), &entries, first), Decision::Exhausted);
+}
+
+proptest! {
+    #[test]
+    fn what_is_created_overlaps_nothing_and_is_on_offer(
+        taken in proptest::collection::vec((0..16_u8, 22..28_u8), 0..20),
+        drawn in any::<usize>(),
+    ) {
+        let entries: Vec<_> =
+            taken.iter().map(|(n, len)| others(&format!("10.3.{n}.0-{len}"))).collect();
+        let request = request(None);
+        match decide(&request, &Memory::default(), &entries, |count| drawn % count) {
+            Decision::Create(key) => {
+                prop_assert!(entries.iter().all(|other| !other.listed.key.overlaps(&key)));
+                prop_assert!(request.pool.offers(key.subnet4()));
+            }
+            Decision::Exhausted => {}
+            other => prop_assert!(false, "{:?}", other),
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! What must be true at every moment, and what at the end.
+
+use super::store::{Stored, Writer};
+use super::world::{Agent, World};
+use crate::lease::keeper::{Put, Step, Time};
+use crate::lease::{LeaseKey, wire};
+
+/// The longest way of a packet.
+const SLOWEST: Time = Time::from_secs(20);
+
+/// No two nodes are certain of one subnet, unless somebody interfered a moment ago.
+pub(super) fn beliefs(world: &World) -> Result<(), String> {
+    let confirmed: Vec<_> = world.agents.iter().map(|agent| agent.confirmed(world.now)).collect();
+    for (n, one) in confirmed.iter().enumerate() {
+        for (m, other) in confirmed.iter().enumerate().skip(n + 1) {
+            if let (Some(one), Some(other)) = (one, other)
+                && one.overlaps(other)
+                && !tampered_lately(world, one)
+            {
+                return Err(format!("{n} and {m} are both certain of {one}"));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn tampered_lately(world: &World, key: &LeaseKey) -> bool {
+    world.tampered.get(key).is_some_and(|at| world.now <= *at + world.timing.alive_for)
+}
+
+/// Nobody writes a key of somebody else, or leaves a subnet that could have been kept.
+pub(super) fn write(world: &World, agent: usize, step: &Step) -> Result<(), String> {
+    if let Step::Put(put) = step {
+        is_readable_for_flannel(put)?;
+    }
+    match step {
+        Step::Put(Put { key, guard: None, .. }) if !world.store.keys.contains_key(key) => {
+            may_create(world, agent, key)
+        }
+        Step::Put(Put { key, guard: Some(revision), .. }) | Step::Delete { key, revision } => {
+            match world.store.keys.get(key) {
+                Some(stored) if stored.entry.revision == *revision => {
+                    may_change(world, agent, stored)
+                }
+                _ => Ok(()),
+            }
+        }
+        Step::Revoke(lease) => {
+            let attached = world.store.keys.values().filter(|key| key.entry.lease == *lease);
+            attached.into_iter().try_for_each(|stored| may_change(world, agent, stored))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A single key or value that flannel cannot read would cost its nodes all their peers.
+fn is_readable_for_flannel(put: &Put) -> Result<(), String> {
+    let (key, value) = (put.key.to_string(), wire::encode(&put.attributes));
+    let value = String::from_utf8(value).map_err(|error| error.to_string())?;
+    let address = format!(r#"{{"PublicIP":"{}","PublicIPv6":null"#, put.attributes.public_ip);
+    let is_good = put.key.is_network()
+        && LeaseKey::parse(&key) == Some(put.key)
+        && (8..=30).contains(&put.key.ipv4.prefix())
+        && value.starts_with(&address)
+        && wire::decode(value.as_bytes()).is_ok_and(|read| read == put.attributes);
+    if is_good { Ok(()) } else { Err(format!("{key} = {value}")) }
+}
+
+fn may_change(world: &World, agent: usize, stored: &Stored) -> Result<(), String> {
+    let now = world.now;
+    let attributes = stored.entry.listed.attributes.as_ref();
+    let node = &world.agents[agent];
+    let has_address = attributes.is_some_and(|attributes| {
+        attributes.public_ip == node.ip || node.former_ips.contains(&attributes.public_ip)
+    });
+    // The request may have been under way for as long as anything can be.
+    let is_dead = world.agents[agent].saw_dead.is_some_and(|at| now <= at + SLOWEST * 2);
+    let allowed = match stored.writer {
+        Writer::Machine(writer) => {
+            writer == agent || has_address && (is_dead || stored.entry.lease == 0)
+        }
+        Writer::Operator => has_address,
+    };
+    let key = stored.entry.listed.key;
+    if allowed { Ok(()) } else { Err(format!("{agent} writes {key} of {:?}", stored.writer)) }
+}
+
+fn may_create(world: &World, number: usize, key: &LeaseKey) -> Result<(), String> {
+    let agent = &world.agents[number];
+    // A request that was under way for long was decided on another list.
+    let Some(keeper) = &agent.keeper else { return Ok(()) };
+    let is_current = matches!(keeper.step(), Step::Put(put) if put.key == *key);
+    let keepable = |agent: &Agent| {
+        let previous = agent.previous.filter(|previous| previous != key)?;
+        let overlaps = agent.last_list.iter().any(|entry| entry.listed.key.overlaps(&previous));
+        (!overlaps).then_some(previous)
+    };
+    match keepable(agent) {
+        Some(previous) if is_current => {
+            Err(format!("{number} takes {key} although {previous} is free"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Some time after the last fault everybody has a lease who can, and all know the same.
+pub(super) fn agreement(world: &World) -> Result<(), String> {
+    for (n, agent) in world.agents.iter().enumerate() {
+        has_lease(world, n, agent)?;
+        if agent.confirmed(world.now).is_some() {
+            knows_all(world, n, agent)?;
+        }
+    }
+    Ok(())
+}
+
+fn has_lease(world: &World, n: usize, agent: &Agent) -> Result<(), String> {
+    if let Some(key) = agent.confirmed(world.now) {
+        let stored = world.store.keys.get(&key);
+        let attributes = stored.and_then(|stored| stored.entry.listed.attributes.as_ref());
+        let agrees = attributes == Some(&agent.attributes());
+        return if agrees { Ok(()) } else { Err(format!("{n} has {key}, but not in the store")) };
+    }
+    let twin = world.agents.iter().any(|other| {
+        other.ip == agent.ip && other.mark != agent.mark && other.confirmed(world.now).is_some()
+    });
+    let exhausted =
+        world.pool.subnets().all(|subnet| {
+            world.store.keys.keys().any(|key| {
+                subnet.contains(key.subnet4().ip()) || key.subnet4().contains(subnet.ip())
+            })
+        });
+    if twin || exhausted { Ok(()) } else { Err(format!("{n} has no lease: {:?}", agent.keeper)) }
+}
+
+fn knows_all(world: &World, n: usize, agent: &Agent) -> Result<(), String> {
+    for stored in world.store.keys.values() {
+        let listed = &stored.entry.listed;
+        if listed.attributes.is_some() && agent.table.get(&listed.key) != listed.attributes.as_ref()
+        {
+            return Err(format!("{n} does not know {}", listed.key));
+        }
+    }
+    let mut table = agent.table.clone();
+    table.forget(world.now);
+    let nobody = LeaseKey::parse("0.0.0.0-0").expect("it is a key");
+    match table.peers(&nobody).find(|(key, _)| !world.store.keys.contains_key(key)) {
+        Some((key, _)) => Err(format!("{n} still knows {key}")),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,162 @@
+//! A model of etcd as far as leases use it: revisions, guarded writes, leases that end, history
+//! that is compacted. A directory behaves the same, but for history.
+
+use std::collections::BTreeMap;
+
+use crate::lease::acquire::{Entry, Listed};
+use crate::lease::keeper::{Answer, Put, Step, Time};
+use crate::lease::table::LeaseUpdate;
+use crate::lease::{Lease, LeaseKey};
+
+/// Whoever wrote a key last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Writer {
+    Machine(usize),
+    Operator,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Stored {
+    pub(super) entry: Entry,
+    pub(super) writer: Writer,
+}
+
+#[derive(Debug)]
+pub(super) struct Store {
+    pub(super) keys: BTreeMap<LeaseKey, Stored>,
+    /// When each was renewed last.
+    leases: BTreeMap<i64, Time>,
+    pub(super) revision: i64,
+    pub(super) history: Vec<(i64, LeaseUpdate)>,
+    pub(super) compacted: i64,
+    next_lease: i64,
+    ttl: Time,
+}
+
+impl Store {
+    pub(super) fn new(ttl: Time) -> Self {
+        Self {
+            keys: BTreeMap::new(),
+            leases: BTreeMap::new(),
+            revision: 1,
+            history: Vec::new(),
+            compacted: 0,
+            next_lease: 1,
+            ttl,
+        }
+    }
+
+    pub(super) fn listed(&self) -> Vec<Listed> {
+        self.keys.values().map(|stored| stored.entry.listed.clone()).collect()
+    }
+
+    pub(super) fn entries(&self) -> Vec<Entry> {
+        self.keys.values().map(|stored| stored.entry.clone()).collect()
+    }
+
+    /// The time since a lease was renewed.
+    pub(super) fn age(&self, lease: i64, now: Time) -> Option<Time> {
+        self.leases.get(&lease).map(|renewed| now - *renewed)
+    }
+
+    /// Ends what was not renewed in time.
+    pub(super) fn expire(&mut self, now: Time) {
+        let ended = |renewed: &Time| *renewed + self.ttl < now;
+        let ended: Vec<_> =
+            self.leases.iter().filter(|(_, at)| ended(at)).map(|(id, _)| *id).collect();
+        ended.into_iter().for_each(|id| self.revoke(id));
+    }
+
+    pub(super) fn perform(&mut self, step: &Step, writer: Writer, now: Time) -> Answer {
+        match step {
+            Step::Wait(_) => Answer::Silence,
+            Step::List => Answer::Listed(self.entries()),
+            Step::Grant => Answer::Granted(self.grant(now)),
+            Step::Put(put) => self.put(put, writer),
+            Step::Delete { key, revision } => {
+                if self.keys.get(key).is_some_and(|stored| stored.entry.revision == *revision) {
+                    self.delete(key);
+                }
+                Answer::Deleted
+            }
+            Step::Revoke(id) => {
+                self.revoke(*id);
+                Answer::Revoked
+            }
+            Step::KeepAlive { lease, .. } => {
+                let left = self.leases.get_mut(lease).map(|renewed| {
+                    *renewed = now;
+                    self.ttl
+                });
+                Answer::KeptAlive(left)
+            }
+            Step::Read(key) => Answer::Read(self.keys.get(key).map(|stored| stored.entry.clone())),
+            Step::Ages(of) => Answer::Ages(of.iter().map(|key| self.age(key.lease, now)).collect()),
+        }
+    }
+
+    pub(super) fn grant(&mut self, now: Time) -> i64 {
+        self.next_lease += 1;
+        self.leases.insert(self.next_lease, now);
+        self.next_lease
+    }
+
+    pub(super) fn put(&mut self, put: &Put, writer: Writer) -> Answer {
+        if put.lease != 0 && !self.leases.contains_key(&put.lease) {
+            return Answer::NoSuchLease;
+        }
+        let revision = self.keys.get(&put.key).map(|stored| stored.entry.revision);
+        if revision != put.guard {
+            return Answer::Written(None);
+        }
+        self.write(
+            Listed { key: put.key, attributes: Some(put.attributes.clone()) },
+            put.lease,
+            writer,
+        );
+        Answer::Written(Some(self.revision))
+    }
+
+    /// Writes without asking.
+    pub(super) fn write(&mut self, listed: Listed, lease: i64, writer: Writer) {
+        self.revision += 1;
+        let key = listed.key;
+        if let Some(attributes) = listed.attributes.clone() {
+            let update = LeaseUpdate::Put(Lease { subnet: key, attributes });
+            self.history.push((self.revision, update));
+        }
+        let entry = Entry { listed, revision: self.revision, lease };
+        self.keys.insert(key, Stored { entry, writer });
+    }
+
+    pub(super) fn delete(&mut self, key: &LeaseKey) {
+        if self.keys.remove(key).is_some() {
+            self.revision += 1;
+            self.history.push((self.revision, LeaseUpdate::Removed(*key)));
+        }
+    }
+
+    pub(super) fn revoke(&mut self, id: i64) {
+        self.leases.remove(&id);
+        let of = |stored: &&Stored| stored.entry.lease == id && id != 0;
+        let keys: Vec<_> =
+            self.keys.values().filter(of).map(|stored| stored.entry.listed.key).collect();
+        keys.iter().for_each(|key| self.delete(key));
+    }
+
+    pub(super) fn compact(&mut self) {
+        self.compacted = self.revision;
+        self.history.clear();
+    }
+
+    /// Everything is gone, revisions start again.
+    pub(super) fn wipe(&mut self) {
+        let next_lease = self.next_lease;
+        *self = Self { next_lease, ..Self::new(self.ttl) };
+    }
+
+    /// A new leader gives every lease its whole time again.
+    pub(super) fn change_leader(&mut self, now: Time) {
+        self.leases.values_mut().for_each(|renewed| *renewed = now);
+    }
+}

@@ -1,0 +1,190 @@
+//! `flanneld lease list | show | release | reserve`: the store as an operator sees it.
+//!
+//! Changes are guarded like those of nodes: what changed since it was looked at stays as it is. The
+//! answer goes to standard output, as a table or as JSON.
+
+use std::fmt::Write as _;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::cli::{LeaseCommand, StoreOptions, Verb};
+use crate::config::{ConfigError, NetworkConfig};
+use crate::lease::acquire::{Entry, Listed};
+use crate::lease::keeper::{Answer, Put, Step};
+use crate::lease::{Attributes, LeaseKey, wire};
+use crate::store::{DirectoryStore, EtcdStore, LEASE_TTL, LeaseStore, StoreError};
+
+/// Why a command did not do it.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CommandError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("the network configuration cannot be used: {0}")]
+    Config(#[from] ConfigError),
+    #[error("cannot start the event loop")]
+    Runtime(#[from] std::io::Error),
+    #[error("nobody holds {0}; see flanneld lease list")]
+    NotHeld(LeaseKey),
+    #[error("{0} was changed by somebody else just now; look at it again")]
+    Changed(LeaseKey),
+    #[error("{subnet} cannot be reserved: {held} is held by {by}; release that first")]
+    Held { subnet: LeaseKey, held: LeaseKey, by: String },
+    #[error("{0} is none of the subnets that nodes can lease in this network")]
+    NotOnOffer(LeaseKey),
+}
+
+/// A lease and the time since it was renewed.
+struct Row {
+    entry: Entry,
+    age: Option<Duration>,
+}
+
+/// Runs the command and returns what to print.
+pub(crate) fn run(command: LeaseCommand) -> Result<String, CommandError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let LeaseCommand { verb, json, options } = command;
+    let rows = runtime.block_on(async {
+        match options.store {
+            StoreOptions::Etcd(etcd) => perform(&EtcdStore::open(etcd)?, verb).await,
+            StoreOptions::Directory { path, net_config } => {
+                perform(&DirectoryStore::open(path, net_config)?, verb).await
+            }
+        }
+    })?;
+    Ok(if json { as_json(&rows) } else { as_table(&rows) })
+}
+
+async fn perform(store: &impl LeaseStore, verb: Verb) -> Result<Vec<Row>, CommandError> {
+    let rows = list(store).await?;
+    match verb {
+        Verb::List => Ok(rows),
+        Verb::Show(key) => Ok(vec![find(rows, key)?]),
+        Verb::Release(key) => {
+            let row = find(rows, key)?;
+            let revision = row.entry.revision;
+            store.perform(&Step::Delete { key, revision }).await?;
+            match store.perform(&Step::Read(key)).await? {
+                Answer::Read(Some(entry)) if entry.revision == revision => {
+                    Err(CommandError::Changed(key))
+                }
+                _ => Ok(vec![row]),
+            }
+        }
+        Verb::Reserve(key, ip) => reserve(store, rows, key, ip).await,
+    }
+}
+
+async fn list(store: &impl LeaseStore) -> Result<Vec<Row>, StoreError> {
+    let Answer::Listed(entries) = store.perform(&Step::List).await? else { return Ok(Vec::new()) };
+    let ages = store.perform(&Step::Ages(entries.iter().map(Into::into).collect())).await?;
+    let ages = if let Answer::Ages(ages) = ages { ages } else { Vec::new() };
+    let mut rows: Vec<_> =
+        entries.into_iter().zip(ages).map(|(entry, age)| Row { entry, age }).collect();
+    rows.sort_by_key(|row| row.entry.listed.key);
+    Ok(rows)
+}
+
+fn find(rows: Vec<Row>, key: LeaseKey) -> Result<Row, CommandError> {
+    let found = rows.into_iter().find(|row| row.entry.listed.key == key);
+    found.ok_or(CommandError::NotHeld(key))
+}
+
+/// Makes a key without an end; a lease that the node holds already becomes one.
+async fn reserve(
+    store: &impl LeaseStore,
+    rows: Vec<Row>,
+    key: LeaseKey,
+    ip: Ipv4Addr,
+) -> Result<Vec<Row>, CommandError> {
+    let config = NetworkConfig::parse(&store.network_config().await?)?;
+    if !config.ipv4.is_some_and(|pool| pool.offers(key.subnet4())) || key.ipv6.is_some() {
+        return Err(CommandError::NotOnOffer(key));
+    }
+    let before = rows.into_iter().find(|row| row.entry.listed.key.overlaps(&key));
+    let (guard, attributes) = match before {
+        None => (None, reservation(ip)),
+        Some(Row { entry, .. }) => {
+            let Listed { key: held, attributes } = entry.listed;
+            match attributes {
+                Some(attributes) if held == key && attributes.public_ip == ip => {
+                    (Some(entry.revision), attributes)
+                }
+                attributes => {
+                    let by = attributes.map(|attributes| attributes.public_ip.to_string());
+                    let by = by.unwrap_or_else(|| "an unreadable value".to_owned());
+                    return Err(CommandError::Held { subnet: key, held, by });
+                }
+            }
+        }
+    };
+    let put = Put { key, attributes: attributes.clone(), guard, lease: 0 };
+    let Answer::Written(Some(revision)) = store.perform(&Step::Put(put)).await? else {
+        return Err(CommandError::Changed(key));
+    };
+    let listed = Listed { key, attributes: Some(attributes) };
+    Ok(vec![Row { entry: Entry { listed, revision, lease: 0 }, age: None }])
+}
+
+/// What a reservation says until its node comes; other nodes have no use for it.
+fn reservation(public_ip: Ipv4Addr) -> Attributes {
+    Attributes {
+        public_ip,
+        public_ipv6: None,
+        backend_type: String::new(),
+        backend_data: None,
+        backend_v6_data: None,
+    }
+}
+
+fn as_table(rows: &[Row]) -> String {
+    let mut table =
+        format!("{:<20} {:<16} {:<10} {}\n", "SUBNET", "PUBLIC IP", "BACKEND", "RENEWED");
+    for Row { entry, age } in rows {
+        let subnet = entry.listed.key.to_string().replace('-', "/");
+        let (ip, backend) = match &entry.listed.attributes {
+            Some(attributes) => (attributes.public_ip.to_string(), attributes.backend_type.clone()),
+            None => ("unreadable".to_owned(), String::new()),
+        };
+        let renewed = match (entry.lease, age) {
+            (0, _) => "reserved".to_owned(),
+            (_, Some(age)) => {
+                let left = LEASE_TTL.saturating_sub(*age);
+                format!("{} ago, ends in {}", brief(*age), brief(left))
+            }
+            (_, None) => "ended".to_owned(),
+        };
+        writeln!(table, "{subnet:<20} {ip:<16} {backend:<10} {renewed}")
+            .expect("a string takes any text");
+    }
+    table
+}
+
+fn brief(time: Duration) -> String {
+    match time.as_secs() {
+        secs @ ..120 => format!("{secs} s"),
+        secs @ ..7200 => format!("{} min", secs / 60),
+        secs => format!("{} h", secs / 3600),
+    }
+}
+
+fn as_json(rows: &[Row]) -> String {
+    let row = |Row { entry, age }: &Row| {
+        let value = entry.listed.attributes.as_ref().map(wire::encode);
+        let value = value.and_then(|value| serde_json::from_slice::<Value>(&value).ok());
+        json!({
+            "subnet": entry.listed.key.to_string().replace('-', "/"),
+            "key": entry.listed.key.to_string(),
+            "reserved": entry.lease == 0,
+            "renewed_secs_ago": age.map(|age| age.as_secs()),
+            "ends_in_secs": age.map(|age| LEASE_TTL.saturating_sub(age).as_secs()),
+            "lease": value,
+        })
+    };
+    let rows: Vec<_> = rows.iter().map(row).collect();
+    format!("{:#}\n", Value::from(rows))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,212 @@
+//! What a start says when something around it is wrong, and whether it heals.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
+use std::fs;
+use std::path::Path;
+
+use flannel_tests::cluster::{Cluster, ETCD_PREFIX, STOCK_NETWORK, Store};
+use flannel_tests::daemon::Daemon;
+use flannel_tests::etcd::Etcd;
+use flannel_tests::node::Node;
+use flannel_tests::sandbox::sandboxed;
+use flannel_tests::underlay::Underlay;
+use flannel_tests::{program, wait};
+use nix::mount::{MsFlags, mount};
+
+const PASSWORD: &str = "correct-horse";
+
+#[test]
+fn wrong_password_is_one_line_and_a_corrected_file_heals_it() {
+    sandboxed(|| {
+        let cluster = Cluster::new(1, Store::Etcd);
+        let etcd = cluster.store().etcd();
+        for arguments in [&["user", "add", &format!("root:{PASSWORD}")][..], &["auth", "enable"]] {
+            program::run(etcd.etcdctl().args(arguments));
+        }
+        fs::write("/run/password", "wrong-horse\n").unwrap();
+        let mut command = cluster.flanneld_command(1);
+        command.args(["--etcd-username=root", "--etcd-password-file=/run/password"]);
+        let mut flanneld = Daemon::start("flanneld", &mut command);
+        let line = only_complaint(&mut flanneld, "authentication failed");
+        assert!(line.contains("etcd refused"), "{line}");
+        assert!(!flanneld.log().contains("horse"), "{}", flanneld.log());
+        fs::write("/run/password", format!("{PASSWORD}\n")).unwrap();
+        ready(&mut flanneld, cluster.node(1));
+    });
+}
+
+#[test]
+fn password_is_nowhere_in_proc_or_the_log() {
+    sandboxed(|| {
+        let cluster = Cluster::new(1, Store::Etcd);
+        let etcd = cluster.store().etcd();
+        for arguments in [&["user", "add", &format!("root:{PASSWORD}")][..], &["auth", "enable"]] {
+            program::run(etcd.etcdctl().args(arguments));
+        }
+        let mut command = cluster.flanneld_command(1);
+        command.args(["-v=9", "--etcd-username=root", "--etcd-password", PASSWORD]);
+        command.env("FLANNELD_ETCD_PASSWORD", PASSWORD);
+        let mut flanneld = Daemon::start("flanneld", &mut command);
+        ready(&mut flanneld, cluster.node(1));
+        for file in ["cmdline", "environ"] {
+            let text = fs::read(format!("/proc/{}/{file}", flanneld.pid())).unwrap();
+            assert!(!String::from_utf8_lossy(&text).contains(PASSWORD), "{file}");
+        }
+        assert!(!flanneld.log().contains(PASSWORD), "{}", flanneld.log());
+    });
+}
+
+#[test]
+fn wrong_ca_is_one_line_and_the_right_one_alone_is_enough() {
+    sandboxed(|| {
+        let underlay = Underlay::create();
+        let etcd = Etcd::stopped(&underlay);
+        let node = Node::create(&underlay, 1);
+        let _server = start_with_tls(&etcd, &[]);
+        make_ca("other");
+        let line =
+            only_complaint(&mut secure(&node, &["--etcd-cafile=/run/other.pem"]), "certificate");
+        assert!(line.contains("no answer from etcd"), "{line}");
+        ready(&mut secure(&node, &["--etcd-cafile=/run/ca.pem"]), &node);
+    });
+}
+
+#[test]
+fn client_certificates_are_read_again_when_they_change() {
+    sandboxed(|| {
+        let underlay = Underlay::create();
+        let etcd = Etcd::stopped(&underlay);
+        let node = Node::create(&underlay, 1);
+        let trusted = ["--client-cert-auth", "--trusted-ca-file=/run/ca.pem"];
+        let _server = start_with_tls(&etcd, &trusted);
+        make_ca("other");
+        make_certificate("client", "other");
+        let files = ["cafile=/run/ca.pem", "certfile=/run/client.pem", "keyfile=/run/client.key"];
+        let flags = files.map(|file| format!("--etcd-{file}"));
+        let mut flanneld = secure(&node, &flags.each_ref().map(String::as_str));
+        wait::until("it is refused", || {
+            let log = flanneld.log();
+            if log.contains("no answer from etcd") { Ok(()) } else { Err(log) }
+        });
+        make_certificate("client", "ca");
+        ready(&mut flanneld, &node);
+    });
+}
+
+fn secure(node: &Node, flags: &[&str]) -> Daemon {
+    let endpoint = Etcd::endpoint().replace("http:", "https:");
+    let mut command = node.command(program::flanneld());
+    command.arg(format!("--etcd-endpoints={endpoint}")).args(flags);
+    Daemon::start("flanneld", &mut command)
+}
+
+/// A server with a certificate of the CA `ca`, and the stock configuration.
+fn start_with_tls(etcd: &Etcd, flags: &[&str]) -> Daemon {
+    make_ca("ca");
+    make_certificate("server", "ca");
+    let clients = Etcd::endpoint().replace("http:", "https:");
+    let mut command = etcd.host().command("etcd");
+    command
+        .args(["--data-dir", "/run/etcd", "--cert-file=/run/server.pem"])
+        .args(["--key-file=/run/server.key", "--logger", "zap"])
+        .args(["--listen-client-urls", &clients, "--advertise-client-urls", &clients])
+        .args(flags);
+    let server = Daemon::start("etcd", &mut command);
+    wait::until("etcd stores the configuration", || {
+        let mut etcdctl = etcd.host().command("etcdctl");
+        etcdctl.env("ETCDCTL_API", "3").args(["--endpoints", &clients, "--cacert=/run/ca.pem"]);
+        etcdctl.args(["--cert=/run/server.pem", "--key=/run/server.key", "put"]);
+        let output = etcdctl.args([&format!("{ETCD_PREFIX}/config"), STOCK_NETWORK]);
+        let output = program::outcome(output);
+        let reason = || String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        if output.status.success() { Ok(()) } else { Err(reason()) }
+    });
+    server
+}
+
+const KEY: [&str; 5] = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"];
+
+/// Makes `/run/NAME.pem` and its key, to sign others with.
+fn make_ca(name: &str) {
+    let mut openssl = program::installed("openssl");
+    openssl.args(["req", "-x509", "-days", "2"]).args(KEY);
+    openssl.args(["-subj", &format!("/CN={name}"), "-keyout", &format!("/run/{name}.key")]);
+    program::run(openssl.args(["-out", &format!("/run/{name}.pem")]));
+}
+
+/// Makes `/run/NAME.pem` and its key, signed by a CA, for the host of etcd.
+fn make_certificate(name: &str, ca: &str) {
+    let [key, request, certificate] =
+        ["key", "csr", "pem"].map(|extension| format!("/run/{name}.{extension}"));
+    let address = Etcd::endpoint().replace("http://", "").replace(":2379", "");
+    let extensions =
+        format!("subjectAltName=IP:{address}\nextendedKeyUsage=serverAuth,clientAuth\n");
+    fs::write("/run/extensions", extensions).unwrap();
+    let mut openssl = program::installed("openssl");
+    openssl.arg("req").args(KEY).args(["-subj", &format!("/CN={name}"), "-keyout", &key]);
+    program::run(openssl.args(["-out", &request]));
+    let mut openssl = program::installed("openssl");
+    openssl.args(["x509", "-req", "-days", "2", "-CAcreateserial", "-extfile", "/run/extensions"]);
+    openssl.args(["-CA", &format!("/run/{ca}.pem"), "-CAkey", &format!("/run/{ca}.key")]);
+    program::run(openssl.args(["-in", &request, "-out", &certificate]));
+}
+
+#[test]
+fn full_disk_under_the_directory_store_is_one_line_and_heals() {
+    sandboxed(|| {
+        let underlay = Underlay::create();
+        let node = Node::create(&underlay, 1);
+        let leases = Path::new("/run/small");
+        fs::create_dir(leases).unwrap();
+        let options = Some("size=32k");
+        mount(Some("tmpfs"), leases, Some("tmpfs"), MsFlags::empty(), options).unwrap();
+        fs::write(leases.join("config"), STOCK_NETWORK).unwrap();
+        fs::create_dir(leases.join("subnets")).unwrap();
+        fs::write(leases.join("lock"), "").unwrap();
+        let full = fs::write(leases.join("ballast"), vec![b'x'; 1 << 20]);
+        assert!(full.is_err());
+        let mut command = node.command(program::flanneld());
+        let mut flanneld = Daemon::start("flanneld", command.arg("--lease-dir=/run/small"));
+        let line = only_complaint(&mut flanneld, "No space left on device");
+        assert!(line.contains("cannot write /run/small/subnets/"), "{line}");
+        fs::remove_file(leases.join("ballast")).unwrap();
+        ready(&mut flanneld, &node);
+    });
+}
+
+#[test]
+fn read_only_run_is_one_line_and_heals() {
+    sandboxed(|| {
+        let cluster = Cluster::new(1, Store::Directory);
+        let node = cluster.node(1);
+        let run = node.directory("/run/flannel");
+        mount(Some("tmpfs"), &run, Some("tmpfs"), MsFlags::MS_RDONLY, None::<&str>).unwrap();
+        let mut flanneld = Daemon::start("flanneld", &mut cluster.flanneld_command(1));
+        let line = only_complaint(&mut flanneld, "Read-only file system");
+        assert!(line.contains("/run/flannel/subnet.env"), "{line}");
+        // It sees a mount of its own; the start is what counts here.
+        assert_eq!(flanneld.status(), None);
+    });
+}
+
+/// Waits for the complaint, and checks that there is only one, although it is tried again.
+fn only_complaint(flanneld: &mut Daemon, about: &str) -> String {
+    wait::until(&format!("flanneld complains about: {about}"), || {
+        assert_eq!(flanneld.status(), None, "{}", flanneld.log());
+        let log = flanneld.log();
+        if log.contains(about) { Ok(()) } else { Err(log) }
+    });
+    std::thread::park_timeout(std::time::Duration::from_secs(3));
+    let log = flanneld.log();
+    let complaints: Vec<_> = log.lines().filter(|line| line.contains(about)).collect();
+    assert_eq!(complaints.len(), 1, "{log}");
+    complaints[0].to_owned()
+}
+
+fn ready(flanneld: &mut Daemon, node: &Node) {
+    wait::until("the node has a subnet", || {
+        assert_eq!(flanneld.status(), None, "{}", flanneld.log());
+        node.subnet_file().map(drop).ok_or_else(|| flanneld.log())
+    });
+}
