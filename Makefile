@@ -9,6 +9,8 @@ MUSL := $(HOST:-gnu=-musl)
 HAS_MUSL := $(wildcard $(shell rustc --print sysroot)/lib/rustlib/$(MUSL)/lib)
 # The plugin is static: with musl where that target is installed, with glibc otherwise.
 PLUGIN_TARGET := $(if $(HAS_MUSL),$(MUSL),$(HOST))
+# With glibc in it, the plugin is compiled for size.
+PLUGIN_PROFILE := $(if $(filter %-musl,$(PLUGIN_TARGET)),release,small)
 # The agent resolves names, which static glibc cannot do: it is static with musl only.
 AGENT_TARGET := $(if $(HAS_MUSL),$(if $(shell command -v musl-gcc),$(MUSL),$(HOST)),$(HOST))
 AGENT_FLAGS := $(if $(filter %-musl,$(AGENT_TARGET)),CC_$(subst -,_,$(MUSL))=musl-gcc)
@@ -23,10 +25,10 @@ help: ## List the targets
 
 build: ## Build flanneld and the CNI plugin for release into target/dist
 	@tests/requirements.sh --check build
-	$(STATIC) $(CARGO) build $(CARGO_FLAGS) --release --target $(PLUGIN_TARGET) --target-dir target -p cni-plugin
+	$(STATIC) $(CARGO) build $(CARGO_FLAGS) --profile $(PLUGIN_PROFILE) --target $(PLUGIN_TARGET) --target-dir target -p cni-plugin
 	$(AGENT_FLAGS) $(CARGO) build $(CARGO_FLAGS) --release --target $(AGENT_TARGET) --target-dir target -p flanneld
 	@mkdir -p $(DIST)
-	@cp -f target/$(PLUGIN_TARGET)/release/flannel target/$(AGENT_TARGET)/release/flanneld $(DIST)/
+	@cp -f target/$(PLUGIN_TARGET)/$(PLUGIN_PROFILE)/flannel target/$(AGENT_TARGET)/release/flanneld $(DIST)/
 	@ls -l $(DIST)
 
 demo: ## Run a three-node pod network in a sandbox; KEEP=1 leaves a shell, STORE=etcd uses etcd
