@@ -1,3 +1,5 @@
+//! The state of attachments as golden plans.
+
 use fabric::plan::diff;
 use serde_json::{Value, json};
 

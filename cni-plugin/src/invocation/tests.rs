@@ -1,3 +1,5 @@
+//! What is asked for, and what is refused, by the rules of the specification.
+
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;

@@ -1,3 +1,5 @@
+//! Host ports as golden rules.
+
 use fabric::packet_filter::{Observed, diff};
 use serde_json::json;
 

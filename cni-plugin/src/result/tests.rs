@@ -1,3 +1,5 @@
+//! Results in the form of every version.
+
 use proptest::prelude::*;
 use serde_json::json;
 

@@ -1,3 +1,5 @@
+//! The rules of Go, and that plain documents mean what they mean to serde_json.
+
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;

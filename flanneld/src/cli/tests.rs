@@ -1,3 +1,5 @@
+//! The command line by the rules of Go.
+
 use super::*;
 
 fn parse_words(words: &str, environment: &[(&str, &str)]) -> Result<Options, UsageError> {

@@ -1,3 +1,5 @@
+//! Defaults and errors of the network configuration.
+
 use super::*;
 
 fn parse(json: &str) -> Result<NetworkConfig, ConfigError> {

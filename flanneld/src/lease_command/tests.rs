@@ -1,3 +1,5 @@
+//! What the commands show and change.
+
 use super::*;
 
 const NETWORK: &[u8] = br#"{"Network":"10.3.0.0/16","Backend":{"Type":"vxlan"}}"#;

@@ -1,3 +1,5 @@
+//! The keeper is driven as it asks, and what it tells is told.
+
 use std::cell::RefCell;
 
 use tokio::time::Instant;

@@ -1,3 +1,5 @@
+//! Address files, alone and with many processes at once.
+
 use std::os::unix::fs::PermissionsExt;
 use std::thread;
 

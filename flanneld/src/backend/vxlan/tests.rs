@@ -1,3 +1,5 @@
+//! Golden plans, options and peers of the backend.
+
 use fabric::plan::diff;
 
 use super::*;

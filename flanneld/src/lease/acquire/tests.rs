@@ -1,3 +1,5 @@
+//! Whose a key is, and what is taken.
+
 use proptest::prelude::*;
 use serde_json::json;
 

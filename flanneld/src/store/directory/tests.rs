@@ -1,3 +1,5 @@
+//! Leases as files.
+
 use tempfile::TempDir;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Rules survive being encoded and decoded.
+
 use netlink_packet_core::Emitable;
 use proptest::prelude::*;
 

@@ -1,3 +1,5 @@
+//! Cutting and merging are each other's inverse.
+
 use proptest::prelude::*;
 
 use super::super::offload::Cut;
