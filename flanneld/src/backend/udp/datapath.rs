@@ -1,9 +1,13 @@
 //! The threads that carry packets, and what they share.
 //!
-//!     pods ─▶ flannel0 ─queue─▶ Outbound ─▶ UDP socket ─▶ underlay     } a lane,
-//!     pods ◀─ flannel0 ◀─queue─ Inbound ◀── UDP socket ◀── underlay    } several of them
+//! ```text
+//! pods ─▶ flannel0 ─queue─▶ Outbound ─▶ UDP socket ─▶ underlay     } a lane,
+//! pods ◀─ flannel0 ◀─queue─ Inbound ◀── UDP socket ◀── underlay    } several of them
+//! ```
 //!
-//!     applier thread: Forwarding ─▶ Routing, published whole ─▶ all threads
+//! ```text
+//! applier thread: Forwarding ─▶ Routing, published whole ─▶ all threads
+//! ```
 //!
 //! Each lane has a thread, a queue of the device and a socket of its own; the kernel spreads flows over the
 //! queues and peers over the sockets. The threads end with the program. The device stays.
