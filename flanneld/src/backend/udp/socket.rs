@@ -262,7 +262,8 @@ impl Receiver {
                 socket.as_raw_fd(),
                 self.headers.as_mut_ptr(),
                 count,
-                libc::MSG_DONTWAIT,
+                // MSG_DONTWAIT; a literal, because the C libraries differ in the type of the flags.
+                0x40,
                 std::ptr::null_mut(),
             )
         };
