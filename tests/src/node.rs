@@ -96,6 +96,19 @@ impl Node {
         fs::read_to_string(self.directory(path)).ok()
     }
 
+    /// Demands that flanneld has made nothing here: no device, no subnet file, no rules.
+    ///
+    /// # Panics
+    /// If there is something.
+    #[track_caller]
+    pub fn assert_untouched(&self) {
+        let links = self.ip("link show");
+        assert!(!links.contains("flannel"), "{links}");
+        assert_eq!(self.subnet_file(), None);
+        let rules = program::run(self.namespace().command("nft").args(["list", "ruleset"]));
+        assert_eq!(rules, "");
+    }
+
     /// The subnet file that flanneld has written, if it has.
     pub fn subnet_file(&self) -> Option<String> {
         self.read("/run/flannel/subnet.env")

@@ -7,7 +7,6 @@ use std::path::Path;
 
 use flannel_tests::cluster::{Cluster, LeaseStore, STOCK_NETWORK, Store};
 use flannel_tests::daemon::Daemon;
-use flannel_tests::node::Node;
 use flannel_tests::program;
 use flannel_tests::runtime::{self, STOCK_LIST};
 use flannel_tests::sandbox::sandboxed;
@@ -166,15 +165,7 @@ fn assert_says_nothing_twice(line: &str) {
 
 fn assert_nothing_was_made(cluster: &Cluster) {
     assert!(cluster.store().leases().is_empty(), "{:?}", cluster.store().leases());
-    assert_node_is_untouched(cluster.node(1));
-}
-
-fn assert_node_is_untouched(node: &Node) {
-    let links = node.ip("link show");
-    assert!(!links.contains("flannel"), "{links}");
-    assert_eq!(node.subnet_file(), None);
-    let rules = program::run(node.namespace().command("nft").args(["list", "ruleset"]));
-    assert_eq!(rules, "");
+    cluster.node(1).assert_untouched();
 }
 
 #[test]
@@ -258,7 +249,7 @@ fn network_without_a_free_subnet_is_said_to_be_full_and_leaves_nothing() {
             if log.contains("10.244.0.0/28") { Ok(()) } else { Err(log) }
         });
         println!("{}", flanneld.log());
-        assert_node_is_untouched(cluster.node(1));
+        cluster.node(1).assert_untouched();
         assert_eq!(store.leases().len(), 3);
     });
 }

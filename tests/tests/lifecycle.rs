@@ -10,7 +10,6 @@ use std::time::Duration;
 use flannel_tests::cluster::{Cluster, ETCD_PREFIX, LeaseStore, STOCK_NETWORK, Store};
 use flannel_tests::daemon::Daemon;
 use flannel_tests::etcd::Etcd;
-use flannel_tests::node::Node;
 use flannel_tests::pod::{self, Pod};
 use flannel_tests::program;
 use flannel_tests::sandbox::sandboxed;
@@ -35,14 +34,6 @@ fn node_before_etcd() -> Cluster {
     let underlay = Underlay::create();
     let store = LeaseStore::Etcd(Etcd::stopped(&underlay));
     Cluster::on(underlay, 1, store)
-}
-
-fn assert_nothing_was_made(node: &Node) {
-    let links = node.ip("link show");
-    assert!(!links.contains("flannel"), "{links}");
-    assert_eq!(node.subnet_file(), None);
-    let rules = program::run(node.namespace().command("nft").args(["list", "ruleset"]));
-    assert_eq!(rules, "");
 }
 
 #[test]
@@ -116,7 +107,7 @@ fn interface_that_is_not_there_exits_1_with_one_line_and_leaves_nothing() {
         let log = text(&output.stderr);
         let last = log.trim().lines().last().unwrap();
         assert!(last.contains("eth9"), "{log}");
-        assert_nothing_was_made(cluster.node(1));
+        cluster.node(1).assert_untouched();
         assert!(cluster.store().leases().is_empty());
     });
 }
@@ -233,7 +224,7 @@ fn sigterm_ends_it_within_a_second_while_it_waits_for_etcd() {
             println!("ended in {time:.0?}");
             assert_eq!(status.code(), Some(0));
             assert!(time < TERMINATION_TIME_MAX, "{time:?}");
-            assert_nothing_was_made(cluster.node(1));
+            cluster.node(1).assert_untouched();
         }
     });
 }
@@ -247,7 +238,7 @@ fn etcd_that_is_down_at_start_is_waited_for() {
             let log = cluster.flanneld(1).log();
             if log.contains("198.51.100.253:2379") { Ok(()) } else { Err(log) }
         });
-        assert_nothing_was_made(cluster.node(1));
+        cluster.node(1).assert_untouched();
         cluster.store_mut().etcd_mut().start();
         wait::until("flanneld says that there is no configuration", || {
             let log = cluster.flanneld(1).log();
