@@ -41,6 +41,11 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::cli::Command;
 
+/// That of musl takes a quarter of the time of a large pass.
+#[cfg(target_env = "musl")]
+#[global_allocator]
+static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
+
 fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args().skip(1).collect();
     let hidden = secrets::hide(&arguments);
