@@ -148,8 +148,7 @@ pub fn is_essential(sysctl: &Sysctl) -> bool {
 
 /// Returns the routes that a sandbox with these addresses gets: those configured, and by default
 /// everything through the gateway of each family, unless a route says otherwise.
-pub fn routes(bridge: &Bridge, ips: &[Ip]) -> Vec<result::Route> {
-    let configured = bridge.ipam.as_ref().map_or(&[][..], |ipam| &ipam.routes);
+pub fn routes(bridge: &Bridge, configured: &[result::Route], ips: &[Ip]) -> Vec<result::Route> {
     let mut routes = configured.to_vec();
     if bridge.gateway != Gateway::Default {
         return routes;

@@ -2,8 +2,10 @@
 //! give back what the other one took.
 
 pub mod config;
+pub mod fixed;
 pub mod range;
 pub mod resolv_conf;
+pub mod source;
 pub mod store;
 
 use std::collections::BTreeSet;
@@ -76,7 +78,7 @@ pub enum NoAddress {
 }
 
 /// Addresses for an attachment, given back when dropped.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Allocation {
     /// One for each range set, with its gateway.
     pub ips: Vec<Ip>,
@@ -84,6 +86,11 @@ pub struct Allocation {
 }
 
 impl Allocation {
+    /// Addresses that nobody else can take.
+    pub const fn of(ips: Vec<Ip>) -> Self {
+        Self { ips, reservations: Vec::new() }
+    }
+
     /// Keeps the addresses.
     pub fn commit(self) -> Vec<Ip> {
         self.reservations.into_iter().for_each(Reservation::commit);

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::invocation::Id;
+use crate::ipam::source::Source;
 
 fn attachment() -> Attachment {
     Attachment {
@@ -44,7 +45,7 @@ fn dual_stack() -> Vec<Ip> {
 }
 
 fn desired_with(bridge: &Bridge, ips: &[Ip]) -> Desired {
-    let routes = routes(bridge, ips);
+    let routes = routes(bridge, bridge.ipam.as_ref().map_or(&[][..], Source::routes), ips);
     desired(&attachment(), Path::new("/run/netns/x"), bridge, ips, &routes)
 }
 
@@ -139,8 +140,9 @@ fn the_node_is_as_much_of_a_gateway_as_configured() {
 fn a_default_route_of_the_template_replaces_ours_if_it_has_a_gateway() {
     let with_route = |route: Value| {
         let ipam = json!({"type": "host-local", "routes": [route]});
-        let routes = routes(&bridge(&[("ipam", ipam)]), &v4());
-        serde_json::to_value(routes).unwrap()
+        let bridge = bridge(&[("ipam", ipam)]);
+        serde_json::to_value(routes(&bridge, bridge.ipam.as_ref().unwrap().routes(), &v4()))
+            .unwrap()
     };
     let elsewhere = json!({"dst": "0.0.0.0/0", "gw": "10.1.2.9"});
     assert_eq!(with_route(elsewhere.clone()), json!([elsewhere]));

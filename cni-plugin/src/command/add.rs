@@ -18,8 +18,7 @@ use crate::delegate;
 use crate::error::Error;
 use crate::filter;
 use crate::invocation::{Attachment, Call};
-use crate::ipam::config::HostLocal;
-use crate::ipam::{self, Allocation};
+use crate::ipam::source::{Given, Source};
 use crate::kernel::{self, KernelError, links};
 use crate::netconf::NetConf;
 use crate::plugin::Plugin;
@@ -48,7 +47,7 @@ pub fn run(plugin: Plugin, call: &Call, netns: &Path) -> Result<AddResult, Error
             let bridge = Bridge::new(&call.config, &call.args)?;
             site.check(&bridge)?.attach(bridge, false)
         }
-        Plugin::HostLocal => host_local(call),
+        Plugin::HostLocal | Plugin::Static => addresses(plugin, call),
         Plugin::Loopback => loopback::add(call, netns),
         Plugin::Portmap => ports::add(call),
     }
@@ -67,11 +66,11 @@ fn flannel(call: &Call, netns: &Path) -> Result<AddResult, Error> {
     Ok(result)
 }
 
-fn host_local(call: &Call) -> Result<AddResult, Error> {
-    let conf = HostLocal::new(&call.config, &Args::parse(&call.args)?)?;
-    let dns = ipam::dns(&conf)?;
-    let ips = ipam::allocate(&conf, &call.attachment, false)?.commit();
-    Ok(AddResult { interfaces: Vec::new(), ips, routes: conf.routes, dns })
+fn addresses(plugin: Plugin, call: &Call) -> Result<AddResult, Error> {
+    let source = Source::of_plugin(plugin, &call.config, &Args::parse(&call.args)?)?;
+    let given = source.map(|source| source.take(&call.attachment, false)).transpose()?;
+    let Given { addresses, routes, dns } = given.unwrap_or_default();
+    Ok(AddResult { interfaces: Vec::new(), ips: addresses.commit(), routes, dns })
 }
 
 /// Where an attachment is to be made.
@@ -103,22 +102,22 @@ impl<'a> Site<'a> {
     /// Takes addresses and connects the sandbox. It cannot have addresses already if it is `fresh`.
     fn attach(self, bridge: Bridge, fresh: bool) -> Result<AddResult, Error> {
         let Self { call: Call { attachment, .. }, netns, sandbox, inside } = self;
-        let configured = bridge.ipam.as_ref().map(ipam::dns).transpose()?.unwrap_or_default();
-        let addresses = bridge.ipam.as_ref();
-        let addresses =
-            addresses.map(|ipam| ipam::allocate(ipam, attachment, fresh)).transpose()?;
-        let ips = addresses.as_ref().map_or(&[][..], |addresses| &addresses.ips);
-        let routes = attachment::routes(&bridge, ips);
+        let given = bridge.ipam.as_ref().map(|source| source.take(attachment, fresh));
+        let Given { addresses, routes, dns } = given.transpose()?.unwrap_or_default();
+        let ips = &addresses.ips;
+        let routes = attachment::routes(&bridge, &routes, ips);
         let desired = attachment::desired(attachment, netns, &bridge, ips, &routes);
         let before = attach(attachment, &bridge, &desired, &sandbox, inside)?;
         filter::forget_earlier_flows(&bridge.ports, &attachment::addresses(ips));
-        let ips = addresses.map(Allocation::commit).unwrap_or_default();
-        let ips = ips.into_iter().map(|ip| Ip { interface: Some(SANDBOX_INTERFACE), ..ip });
+        let ips = addresses
+            .commit()
+            .into_iter()
+            .map(|ip| Ip { interface: Some(SANDBOX_INTERFACE), ..ip });
         Ok(AddResult {
             interfaces: interfaces(attachment, &bridge, netns, &before, &desired),
             ips: ips.collect(),
             routes,
-            dns: bridge.dns.unwrap_or(configured),
+            dns: bridge.dns.unwrap_or(dns),
         })
     }
 }

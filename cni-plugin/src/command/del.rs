@@ -43,6 +43,8 @@ pub fn run(plugin: Plugin, call: &Call, netns: Option<&Path>) -> Result<(), Erro
             let data_dir = data_dir(ipam.unwrap_or(&Map::new()));
             Ok(ipam::release(&data_dir, &call.attachment).map(drop)?)
         }
+        // The configuration names them: nobody has to give them back.
+        Plugin::Static => Ok(()),
         Plugin::Loopback => loopback::del(call, netns),
         Plugin::Portmap => ports::del(call),
     }

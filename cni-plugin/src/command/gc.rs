@@ -43,7 +43,7 @@ pub fn run(plugin: Plugin, call: &NetworkCall) -> Result<(), Error> {
             errors.extend(addresses(&valid, data_dir(ipam.unwrap_or(&Map::new()))).err());
         }
         Plugin::Portmap => errors.extend(rules(&valid).err()),
-        Plugin::Loopback => {}
+        Plugin::Loopback | Plugin::Static => {}
     }
     if errors.is_empty() { Ok(()) } else { Err(Error::Remains(errors)) }
 }

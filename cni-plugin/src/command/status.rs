@@ -10,8 +10,7 @@ use crate::bridge::Bridge;
 use crate::delegate;
 use crate::error::Error;
 use crate::invocation::{Id, NetworkCall};
-use crate::ipam::config::HostLocal;
-use crate::ipam::store::Store;
+use crate::ipam::source::Source;
 use crate::kernel::{KernelError, links};
 use crate::netconf::NetConf;
 use crate::plugin::Plugin;
@@ -31,7 +30,10 @@ pub fn run(plugin: Plugin, call: &NetworkCall) -> Result<(), Error> {
             bridge(network, &delegate::bridge(&delegate, "")?)
         }
         Plugin::Bridge => bridge(network, &Bridge::new(config, "")?),
-        Plugin::HostLocal => addresses(network, &HostLocal::new(config, &Args::default())?),
+        Plugin::HostLocal | Plugin::Static => {
+            let source = Source::of_plugin(plugin, config, &Args::default())?;
+            source.map_or(Ok(()), |source| addresses(network, &source))
+        }
         Plugin::Loopback | Plugin::Portmap => Ok(()),
     }
 }
@@ -46,9 +48,7 @@ fn bridge(network: &Id, bridge: &Bridge) -> Result<(), Error> {
     bridge.ipam.as_ref().map_or(Ok(()), |ipam| addresses(network, ipam))
 }
 
-fn addresses(network: &Id, ipam: &HostLocal) -> Result<(), Error> {
-    let Some(store) = Store::existing(&ipam.data_dir, network) else { return Ok(()) };
-    let taken = store.taken_unlocked()?;
-    let exhausted = ipam.sets.iter().find(|set| set.choose(&taken, None).is_none());
+fn addresses(network: &Id, source: &Source) -> Result<(), Error> {
+    let exhausted = source.exhausted(network)?;
     exhausted.map_or(Ok(()), |set| Err(Error::NoAddresses(set.clone())))
 }
