@@ -28,4 +28,5 @@ pub mod pod;
 pub mod runtime;
 pub mod traffic;
 
+pub mod snapshot;
 pub mod statistics;
