@@ -12,8 +12,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::args::{Args, ArgsError};
-use crate::ipam::config::{HostLocal, HostLocalError};
-use crate::plugin::Plugin;
+use crate::ipam::{Ipam, IpamConfigError};
 use crate::portmap::{PortMap, PortMapError};
 use crate::result::{Dns, Route};
 
@@ -39,7 +38,7 @@ pub struct Bridge {
     /// The Ethernet address of the interface in the sandbox, if somebody asked for one.
     pub mac: Option<MacAddr>,
     /// Where addresses come from; `None` for a bridge that only switches.
-    pub ipam: Option<HostLocal>,
+    pub ipam: Option<Ipam>,
 }
 
 /// What the node is to the attachments of a bridge.
@@ -85,9 +84,9 @@ pub enum BridgeError {
     /// Ports cannot be led as configured.
     #[error(transparent)]
     Ports(#[from] PortMapError),
-    /// The addresses cannot be handed out as configured.
+    /// The addresses cannot be had as configured.
     #[error(transparent)]
-    HostLocal(#[from] HostLocalError),
+    Ipam(#[from] IpamConfigError),
 }
 
 impl Bridge {
@@ -114,34 +113,29 @@ impl Bridge {
             mtu: mtu(raw.mtu)?,
             masquerade: raw.ip_masq,
             mac: raw.mac(&args)?,
-            ipam: ipam(delegate, &args)?,
+            ipam: Ipam::new(delegate, &args)?,
             ports: PortMap::new(delegate)?,
             dns: raw.dns.filter(|_| says_dns(delegate)),
         })
     }
 }
 
-/// Without a type, there are no addresses.
-fn ipam(delegate: &Map<String, Value>, args: &Args) -> Result<Option<HostLocal>, BridgeError> {
-    let kind = lookup(delegate, &["ipam", "type"]).filter(|kind| !is_default(kind));
-    let Some(kind) = kind else { return Ok(None) };
-    if kind != Plugin::HostLocal.as_str() {
-        let (key, value) = ("ipam.type".to_owned(), kind.to_string());
-        return Err(BridgeError::Unsupported { key, value });
-    }
-    let ipam = HostLocal::new(delegate, args)?;
-    check_scopes(&ipam.routes)?;
-    Ok(Some(ipam))
-}
-
-/// Routes get the scope that follows from their gateway.
-fn check_scopes(routes: &[Route]) -> Result<(), BridgeError> {
-    let scopes = routes.iter().map(|route| route.scope.unwrap_or(0)).enumerate();
-    let unsupported = |(index, scope): (usize, u32)| BridgeError::Unsupported {
-        key: format!("ipam.routes[{index}].scope"),
-        value: scope.to_string(),
+/// Finds out whether routes have the scope that follows from their gateway, as they get no other.
+///
+/// # Errors
+/// If one has not.
+pub fn check_scopes(routes: &[Route]) -> Result<(), BridgeError> {
+    const LINK: u32 = 253;
+    let odd = |route: &Route| match route.scope {
+        None | Some(0) => None,
+        Some(LINK) if route.gw.is_none() => None,
+        scope => scope,
     };
-    scopes.filter(|(_, scope)| *scope != 0).map(unsupported).next().map_or(Ok(()), Err)
+    let mut odd = routes.iter().enumerate().filter_map(|(index, route)| Some((index, odd(route)?)));
+    odd.next().map_or(Ok(()), |(index, scope)| {
+        let (key, value) = (format!("ipam.routes[{index}].scope"), scope.to_string());
+        Err(BridgeError::Unsupported { key, value })
+    })
 }
 
 /// Whether name servers are configured here, be it that there shall be none.
@@ -265,6 +259,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::ipam::config::HostLocal;
     use crate::ipam::range::{Range, RangeSet};
 
     /// A delegate of the stock list with `changes` made to it.
@@ -313,13 +308,13 @@ mod tests {
             dns: None,
             mac: None,
             ports: PortMap::default(),
-            ipam: Some(HostLocal {
+            ipam: Some(Ipam::HostLocal(HostLocal {
                 data_dir: PathBuf::from("/var/lib/cni/networks"),
                 sets: vec![RangeSet(vec![Range::of("10.1.2.0/24".parse().unwrap()).unwrap()])],
                 requested: Vec::new(),
                 routes: vec![Route::to("10.1.0.0/16".parse().unwrap())],
                 resolv_conf: None,
-            }),
+            })),
         };
         assert_eq!(bridge(json!({})).unwrap(), expected);
         let unsaid = json!({"vlan": 0, "promiscMode": false, "MacSpoofChk": null, "vlanTrunk": [],
@@ -340,13 +335,13 @@ mod tests {
         assert_eq!(conf.gateway, Gateway::OfSubnet);
         assert!(conf.force_address && !conf.hairpin && conf.masquerade);
         assert_eq!(conf.dns.unwrap().nameservers, ["10.1.2.1"]);
-        assert_eq!(conf.ipam.unwrap().data_dir, PathBuf::from("/run/pods"));
+        let Some(Ipam::HostLocal(ipam)) = conf.ipam else { panic!("not host-local") };
+        assert_eq!(ipam.data_dir, PathBuf::from("/run/pods"));
     }
 
     #[test]
     fn what_cannot_be_done_is_refused_by_name() {
         let table = [
-            (json!({"ipam": {"type": "dhcp"}}), "unsupported field: ipam.type is \"dhcp\""),
             (json!({"vlan": 5}), "unsupported field: vlan is 5"),
             (json!({"Vlan": "5"}), "unsupported field: vlan is \"5\""),
             (json!({"vlanTrunk": [{"id": 7}]}), "unsupported field: vlanTrunk is [{\"id\":7}]"),
@@ -355,10 +350,6 @@ mod tests {
             (
                 json!({"ipMasqBackend": "iptables"}),
                 "unsupported field: ipMasqBackend is \"iptables\"",
-            ),
-            (
-                json!({"ipam": {"routes": [{"dst": "10.0.0.0/8", "scope": 254}]}}),
-                "unsupported field: ipam.routes[0].scope is 254",
             ),
         ];
         for (changes, expected) in table {

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::invocation::Id;
+use crate::ipam::Ipam;
 
 fn attachment() -> Attachment {
     Attachment {
@@ -41,6 +42,14 @@ fn v4() -> Vec<Ip> {
 
 fn dual_stack() -> Vec<Ip> {
     vec![ip("10.1.2.5/24", "10.1.2.1"), ip("fd00::5/64", "fd00::1")]
+}
+
+/// The routes that `host-local` and the bridge make of the configuration.
+fn routes(bridge: &Bridge, ips: &[Ip]) -> Vec<result::Route> {
+    let Some(Ipam::HostLocal(ipam)) = &bridge.ipam else { panic!("not host-local") };
+    let mut routes = ipam.routes.clone();
+    complete(bridge, &mut ips.to_vec(), &mut routes);
+    routes
 }
 
 fn desired_with(bridge: &Bridge, ips: &[Ip]) -> Desired {
@@ -289,4 +298,18 @@ fn properties_that_others_may_change_need_not_last() {
     let names: Vec<_> = desired.host.links.keys().map(LinkName::as_str).collect();
     assert_eq!(names, ["cni0", "veth0a1b2c3d"]);
     assert_eq!(desired.filter, None);
+}
+
+#[test]
+fn a_subnet_without_gateway_gets_its_first_address_if_the_node_is_one() {
+    let bare = |address: &str| Ip { gateway: None, ..ip(address, "::") };
+    let completed = |changes: &[(&str, Value)]| {
+        let mut ips = [bare("10.1.2.5/24"), bare("fd00::5/64"), ip("10.3.0.9/16", "10.3.0.7")];
+        complete(&bridge(changes), &mut ips, &mut Vec::new());
+        ips.map(|ip| ip.gateway.map(|gateway| gateway.to_string()))
+    };
+    let expected = ["10.1.2.1", "fd00::1", "10.3.0.7"].map(|gateway| Some(gateway.to_owned()));
+    assert_eq!(completed(&[]), expected);
+    let no_gateway = [("isGateway", json!(false)), ("isDefaultGateway", json!(false))];
+    assert_eq!(completed(&no_gateway), [None, None, Some("10.3.0.7".to_owned())]);
 }
