@@ -146,17 +146,21 @@ pub fn is_essential(sysctl: &Sysctl) -> bool {
     matches!(name, Some("ip_forward" | "forwarding" | "disable_ipv6" | "route_localnet"))
 }
 
-/// Adds what a bridge makes of the addresses and routes that it was given: a gateway for each subnet
-/// that lacks one, and by default everything through the gateway of each family, unless a route says
-/// otherwise.
-pub fn complete(bridge: &Bridge, ips: &mut [Ip], routes: &mut Vec<result::Route>) {
+/// Gives each subnet that lacks a gateway its first address as one, if the bridge is to be one.
+pub fn complete_gateways(bridge: &Bridge, ips: &mut [Ip]) {
     if bridge.gateway != Gateway::None {
-        for ip in ips.iter_mut() {
+        for ip in ips {
             ip.gateway = ip.gateway.or_else(|| first_of(ip.address));
         }
     }
+}
+
+/// Returns the routes that a sandbox with these addresses gets: those configured, and by default
+/// everything through the gateway of each family, unless a route says otherwise.
+pub fn routes(bridge: &Bridge, configured: &[result::Route], ips: &[Ip]) -> Vec<result::Route> {
+    let mut routes = configured.to_vec();
     if bridge.gateway != Gateway::Default {
-        return;
+        return routes;
     }
     for is_v4 in [true, false] {
         let of_family = |ip: &&Ip| ip.address.is_ipv4() == is_v4;
@@ -166,6 +170,7 @@ pub fn complete(bridge: &Bridge, ips: &mut [Ip], routes: &mut Vec<result::Route>
             routes.push(result::Route { gw: Some(gateway), ..result::Route::to(dst) });
         }
     }
+    routes
 }
 
 /// The first address of a subnet after that of the network itself.

@@ -12,9 +12,9 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::args::{Args, ArgsError};
-use crate::ipam::{Ipam, IpamConfigError};
+use crate::ipam::source::{Source, SourceError};
 use crate::portmap::{PortMap, PortMapError};
-use crate::result::{Dns, Route};
+use crate::result::Dns;
 
 /// A checked configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,7 +38,7 @@ pub struct Bridge {
     /// The Ethernet address of the interface in the sandbox, if somebody asked for one.
     pub mac: Option<MacAddr>,
     /// Where addresses come from; `None` for a bridge that only switches.
-    pub ipam: Option<Ipam>,
+    pub ipam: Option<Source>,
 }
 
 /// What the node is to the attachments of a bridge.
@@ -84,9 +84,9 @@ pub enum BridgeError {
     /// Ports cannot be led as configured.
     #[error(transparent)]
     Ports(#[from] PortMapError),
-    /// The addresses cannot be had as configured.
+    /// The addresses cannot be handed out as configured.
     #[error(transparent)]
-    Ipam(#[from] IpamConfigError),
+    Ipam(#[from] SourceError),
 }
 
 impl Bridge {
@@ -113,29 +113,11 @@ impl Bridge {
             mtu: mtu(raw.mtu)?,
             masquerade: raw.ip_masq,
             mac: raw.mac(&args)?,
-            ipam: Ipam::new(delegate, &args)?,
+            ipam: Source::of(delegate, &args)?,
             ports: PortMap::new(delegate)?,
             dns: raw.dns.filter(|_| says_dns(delegate)),
         })
     }
-}
-
-/// Finds out whether routes have the scope that follows from their gateway, as they get no other.
-///
-/// # Errors
-/// If one has not.
-pub fn check_scopes(routes: &[Route]) -> Result<(), BridgeError> {
-    const LINK: u32 = 253;
-    let odd = |route: &Route| match route.scope {
-        None | Some(0) => None,
-        Some(LINK) if route.gw.is_none() => None,
-        scope => scope,
-    };
-    let mut odd = routes.iter().enumerate().filter_map(|(index, route)| Some((index, odd(route)?)));
-    odd.next().map_or(Ok(()), |(index, scope)| {
-        let (key, value) = (format!("ipam.routes[{index}].scope"), scope.to_string());
-        Err(BridgeError::Unsupported { key, value })
-    })
 }
 
 /// Whether name servers are configured here, be it that there shall be none.
@@ -261,6 +243,7 @@ mod tests {
     use super::*;
     use crate::ipam::config::HostLocal;
     use crate::ipam::range::{Range, RangeSet};
+    use crate::result::Route;
 
     /// A delegate of the stock list with `changes` made to it.
     fn bridge(changes: Value) -> Result<Bridge, BridgeError> {
@@ -308,7 +291,7 @@ mod tests {
             dns: None,
             mac: None,
             ports: PortMap::default(),
-            ipam: Some(Ipam::HostLocal(HostLocal {
+            ipam: Some(Source::HostLocal(HostLocal {
                 data_dir: PathBuf::from("/var/lib/cni/networks"),
                 sets: vec![RangeSet(vec![Range::of("10.1.2.0/24".parse().unwrap()).unwrap()])],
                 requested: Vec::new(),
@@ -335,18 +318,23 @@ mod tests {
         assert_eq!(conf.gateway, Gateway::OfSubnet);
         assert!(conf.force_address && !conf.hairpin && conf.masquerade);
         assert_eq!(conf.dns.unwrap().nameservers, ["10.1.2.1"]);
-        let Some(Ipam::HostLocal(ipam)) = conf.ipam else { panic!("not host-local") };
+        let Some(Source::HostLocal(ipam)) = conf.ipam else { panic!("not of host-local") };
         assert_eq!(ipam.data_dir, PathBuf::from("/run/pods"));
     }
 
     #[test]
     fn what_cannot_be_done_is_refused_by_name() {
         let table = [
+            (json!({"ipam": {"type": "bridge"}}), "unsupported field: ipam.type is \"bridge\""),
             (json!({"vlan": 5}), "unsupported field: vlan is 5"),
             (json!({"Vlan": "5"}), "unsupported field: vlan is \"5\""),
             (json!({"vlanTrunk": [{"id": 7}]}), "unsupported field: vlanTrunk is [{\"id\":7}]"),
             (json!({"promiscMode": true}), "unsupported field: promiscMode is true"),
             (json!({"portIsolation": true}), "unsupported field: portIsolation is true"),
+            (
+                json!({"ipam": {"routes": [{"dst": "10.0.0.0/8", "scope": 254}]}}),
+                "unsupported field: ipam.routes[0].scope is 254",
+            ),
             (
                 json!({"ipMasqBackend": "iptables"}),
                 "unsupported field: ipMasqBackend is \"iptables\"",

@@ -9,11 +9,12 @@ use crate::command::check::Difference;
 use crate::delegate::DelegateError;
 use crate::external::ExternalError;
 use crate::invocation::InvocationError;
-use crate::ipam::IpamConfigError;
 use crate::ipam::config::HostLocalError;
-use crate::ipam::host_local::{IpamError, NoAddress};
+use crate::ipam::fixed::FixedError;
 use crate::ipam::range::RangeSet;
+use crate::ipam::source::SourceError;
 use crate::ipam::store::StoreError;
+use crate::ipam::{IpamError, NoAddress};
 use crate::kernel::KernelError;
 use crate::netconf::NetConfError;
 use crate::portmap::PortMapError;
@@ -55,7 +56,7 @@ pub enum Error {
     Args(#[from] ArgsError),
     /// Addresses cannot be handed out as configured.
     #[error(transparent)]
-    HostLocal(#[from] HostLocalError),
+    Source(#[from] SourceError),
     /// Ports cannot be led as configured.
     #[error(transparent)]
     Ports(#[from] PortMapError),
@@ -165,19 +166,16 @@ impl Error {
             Self::NotAvailable(_) | Self::NoAddresses(_) | Self::NoBridge(_) => {
                 PLUGIN_NOT_AVAILABLE
             }
-            Self::NetConf(_) | Self::HostLocal(HostLocalError::Json(_)) => UNDECODABLE,
+            Self::NetConf(_) => UNDECODABLE,
+            Self::Source(error) | Self::Bridge(BridgeError::Ipam(error)) => source_code(error),
             Self::ValidAttachments(_) => UNDECODABLE,
             Self::Remains(errors) => errors.first().map_or(INTERNAL, Self::code),
             Self::Ports(error) | Self::Bridge(BridgeError::Ports(error)) => ports_code(error),
             Self::NotChained => INVALID_CONFIGURATION,
             Self::Args(_) => INVALID_ENVIRONMENT,
-            Self::HostLocal(_) => INVALID_CONFIGURATION,
             Self::NotLoopback(_) => IN_THE_WAY,
             Self::Delegate(_) => INVALID_CONFIGURATION,
             Self::Bridge(BridgeError::Json(_)) => UNDECODABLE,
-            Self::Bridge(BridgeError::Ipam(IpamConfigError::HostLocal(HostLocalError::Json(
-                _,
-            )))) => UNDECODABLE,
             Self::External(error) => external_code(error),
             Self::NothingGiven => INTERNAL,
             Self::Bridge(BridgeError::Unsupported { .. }) => UNSUPPORTED_FIELD,
@@ -209,8 +207,12 @@ impl Error {
             Self::Invocation(InvocationError::IfName(
                 fabric::link_name::InvalidLinkName::TooLong(_),
             )) => "interface name should be less than 16 characters".to_owned(),
-            Self::Invocation(InvocationError::Version(VersionError::Incompatible { config })) => {
-                let ours: Vec<_> = Version::ALL.map(|v| format!("{:?}", v.as_str())).into();
+            Self::Invocation(InvocationError::Version(VersionError::Incompatible {
+                config,
+                oldest,
+            })) => {
+                let ours: Vec<_> =
+                    Version::since(*oldest).map(|v| format!("{:?}", v.as_str())).collect();
                 format!("config is {config:?}, plugin supports [{}]", ours.join(" "))
             }
             Self::Difference(Difference::State(plan)) => plan.clone(),
@@ -250,6 +252,15 @@ fn invocation_code(error: &InvocationError) -> u32 {
         | InvocationError::Version(VersionError::Malformed { .. }) => UNDECODABLE,
         InvocationError::NoName | InvocationError::Name(_) => INVALID_CONFIGURATION,
         InvocationError::Version(_) => INCOMPATIBLE_VERSION,
+    }
+}
+
+fn source_code(error: &SourceError) -> u32 {
+    match error {
+        SourceError::Unsupported(_) | SourceError::Scope { .. } => UNSUPPORTED_FIELD,
+        SourceError::HostLocal(HostLocalError::Json(_))
+        | SourceError::Static(FixedError::Json(_)) => UNDECODABLE,
+        SourceError::HostLocal(_) | SourceError::Static(_) => INVALID_CONFIGURATION,
     }
 }
 

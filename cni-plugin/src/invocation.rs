@@ -236,19 +236,19 @@ impl Invocation {
         said.and_then(|said| Version::exact(&said.cni_version)).unwrap_or(Version::NEWEST)
     }
 
-    /// Turns it into a request.
+    /// Turns it into a request to a plugin that speaks all versions from `oldest` on.
     ///
     /// # Errors
     /// If there is no such command, if the version of the configuration cannot be served, or if the
     /// configuration does not decode.
-    pub fn request(self) -> Result<Request, InvocationError> {
+    pub fn request(self, oldest: Version) -> Result<Request, InvocationError> {
         let Self { environment, name, config } = self;
         let command = Command::ALL.into_iter().find(|one| one.as_str() == environment.command);
         let command =
             command.ok_or_else(|| InvocationError::UnknownCommand(environment.command.clone()))?;
         let Some(network) = name else { return Ok(Request::Version) };
         let said: Versioned = json::from_slice(&config).map_err(InvocationError::VersionJson)?;
-        let version = Version::negotiate(&said.cni_version, command)?;
+        let version = Version::negotiate(&said.cni_version, command, oldest)?;
         let config = json::from_slice(&config).map_err(InvocationError::Json)?;
         environment.request(command, network, version, config)
     }

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::invocation::Id;
-use crate::ipam::Ipam;
+use crate::ipam::source::Source;
 
 fn attachment() -> Attachment {
     Attachment {
@@ -44,16 +44,8 @@ fn dual_stack() -> Vec<Ip> {
     vec![ip("10.1.2.5/24", "10.1.2.1"), ip("fd00::5/64", "fd00::1")]
 }
 
-/// The routes that `host-local` and the bridge make of the configuration.
-fn routes(bridge: &Bridge, ips: &[Ip]) -> Vec<result::Route> {
-    let Some(Ipam::HostLocal(ipam)) = &bridge.ipam else { panic!("not host-local") };
-    let mut routes = ipam.routes.clone();
-    complete(bridge, &mut ips.to_vec(), &mut routes);
-    routes
-}
-
 fn desired_with(bridge: &Bridge, ips: &[Ip]) -> Desired {
-    let routes = routes(bridge, ips);
+    let routes = routes(bridge, bridge.ipam.as_ref().map_or(&[][..], Source::routes), ips);
     desired(&attachment(), Path::new("/run/netns/x"), bridge, ips, &routes)
 }
 
@@ -148,8 +140,9 @@ fn the_node_is_as_much_of_a_gateway_as_configured() {
 fn a_default_route_of_the_template_replaces_ours_if_it_has_a_gateway() {
     let with_route = |route: Value| {
         let ipam = json!({"type": "host-local", "routes": [route]});
-        let routes = routes(&bridge(&[("ipam", ipam)]), &v4());
-        serde_json::to_value(routes).unwrap()
+        let bridge = bridge(&[("ipam", ipam)]);
+        serde_json::to_value(routes(&bridge, bridge.ipam.as_ref().unwrap().routes(), &v4()))
+            .unwrap()
     };
     let elsewhere = json!({"dst": "0.0.0.0/0", "gw": "10.1.2.9"});
     assert_eq!(with_route(elsewhere.clone()), json!([elsewhere]));
@@ -305,7 +298,7 @@ fn a_subnet_without_gateway_gets_its_first_address_if_the_node_is_one() {
     let bare = |address: &str| Ip { gateway: None, ..ip(address, "::") };
     let completed = |changes: &[(&str, Value)]| {
         let mut ips = [bare("10.1.2.5/24"), bare("fd00::5/64"), ip("10.3.0.9/16", "10.3.0.7")];
-        complete(&bridge(changes), &mut ips, &mut Vec::new());
+        complete_gateways(&bridge(changes), &mut ips);
         ips.map(|ip| ip.gateway.map(|gateway| gateway.to_string()))
     };
     let expected = ["10.1.2.1", "fd00::1", "10.3.0.7"].map(|gateway| Some(gateway.to_owned()));

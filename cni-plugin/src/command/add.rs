@@ -11,13 +11,12 @@ use fabric::netstate::{Link, NetState};
 
 use crate::args::Args;
 use crate::attachment::{self, Desired, host_veth};
-use crate::bridge::{Bridge, check_scopes};
+use crate::bridge::Bridge;
 use crate::command::{del, flannel, loopback, ports};
 use crate::error::Error;
 use crate::filter;
 use crate::invocation::{Attachment, Call};
-use crate::ipam::config::HostLocal;
-use crate::ipam::{Allocation, host_local};
+use crate::ipam::source::{Given, Source};
 use crate::kernel::{self, KernelError, links};
 use crate::plugin::Plugin;
 use crate::result::{AddResult, Interface, Ip, ResultError};
@@ -44,17 +43,17 @@ pub fn run(plugin: Plugin, call: &Call, netns: &Path) -> Result<AddResult, Error
             let bridge = Bridge::new(&call.config, &call.args)?;
             Site::of(call, netns, sandbox)?.check(&bridge)?.attach(bridge, false)
         }
-        Plugin::HostLocal => host_local(call),
+        Plugin::HostLocal | Plugin::Static => addresses(plugin, call, netns),
         Plugin::Loopback => loopback::add(call, netns),
         Plugin::Portmap => ports::add(call),
     }
 }
 
-fn host_local(call: &Call) -> Result<AddResult, Error> {
-    let conf = HostLocal::new(&call.config, &Args::parse(&call.args)?)?;
-    let dns = host_local::dns(&conf)?;
-    let ips = host_local::allocate(&conf, &call.attachment, false)?.commit();
-    Ok(AddResult { interfaces: Vec::new(), ips, routes: conf.routes, dns })
+fn addresses(plugin: Plugin, call: &Call, netns: &Path) -> Result<AddResult, Error> {
+    let source = Source::of_plugin(plugin, &call.config, &Args::parse(&call.args)?)?;
+    let given = source.map(|source| source.take(call, netns, false)).transpose()?;
+    let Given { addresses, routes, dns } = given.unwrap_or_default();
+    Ok(AddResult { interfaces: Vec::new(), ips: addresses.commit(), routes, dns })
 }
 
 /// Where an attachment is to be made.
@@ -86,21 +85,23 @@ impl<'a> Site<'a> {
     pub(super) fn attach(self, bridge: Bridge, fresh: bool) -> Result<AddResult, Error> {
         let Self { call, netns, sandbox, inside } = self;
         let attachment = &call.attachment;
-        let granted = bridge.ipam.as_ref().map(|ipam| ipam.allocate(call, netns, fresh));
-        let mut granted = granted.transpose()?.unwrap_or_default();
-        check_scopes(&granted.routes)?;
-        attachment::complete(&bridge, &mut granted.ips, &mut granted.routes);
-        let Allocation { ips, routes, .. } = &granted;
-        let desired = attachment::desired(attachment, netns, &bridge, ips, routes);
+        let given = bridge.ipam.as_ref().map(|source| source.take(call, netns, fresh));
+        let Given { mut addresses, routes, dns } = given.transpose()?.unwrap_or_default();
+        attachment::complete_gateways(&bridge, &mut addresses.ips);
+        let ips = &addresses.ips;
+        let routes = attachment::routes(&bridge, &routes, ips);
+        let desired = attachment::desired(attachment, netns, &bridge, ips, &routes);
         let before = attach(attachment, &bridge, &desired, &sandbox, inside)?;
         filter::forget_earlier_flows(&bridge.ports, &attachment::addresses(ips));
-        let (ips, routes, dns) = granted.commit();
-        let ips = ips.into_iter().map(|ip| Ip { interface: Some(SANDBOX_INTERFACE), ..ip });
+        let ips = addresses
+            .commit()
+            .into_iter()
+            .map(|ip| Ip { interface: Some(SANDBOX_INTERFACE), ..ip });
         Ok(AddResult {
             interfaces: interfaces(attachment, &bridge, netns, &before, &desired),
             ips: ips.collect(),
             routes,
-            dns: bridge.dns.clone().unwrap_or(dns),
+            dns: bridge.dns.unwrap_or(dns),
         })
     }
 }

@@ -18,8 +18,7 @@ use crate::command::{flannel, loopback, ports};
 use crate::error::Error;
 use crate::filter;
 use crate::invocation::Call;
-use crate::ipam::config::HostLocal;
-use crate::ipam::host_local;
+use crate::ipam::source::{Source, SourceDifference};
 use crate::kernel::KernelError;
 use crate::plugin::Plugin;
 use crate::result::AddResult;
@@ -40,9 +39,9 @@ pub enum Difference {
         /// The sandbox of the attachment.
         wanted: String,
     },
-    /// An address is not noted as that of the attachment.
-    #[error("host-local: Failed to find address added by container {0}")]
-    NotReserved(String),
+    /// The addresses are not those of the attachment.
+    #[error(transparent)]
+    Addresses(SourceDifference),
     /// The loopback interface is of no use.
     #[error("loopback interface is down")]
     LoopbackDown,
@@ -62,7 +61,7 @@ pub fn run(plugin: Plugin, call: &Call, netns: &Path) -> Result<(), Error> {
             let sandbox = sandbox::open(netns, call.own_netns_allowed)?;
             check(call, netns, &sandbox, &Bridge::new(&call.config, &call.args)?)
         }
-        Plugin::HostLocal => host_local(call),
+        Plugin::HostLocal | Plugin::Static => addresses(plugin, call, netns),
         Plugin::Loopback => loopback::check(call, netns),
         Plugin::Portmap => ports::check(call),
     }
@@ -75,7 +74,7 @@ fn check(call: &Call, netns: &Path, sandbox: &Netns, bridge: &Bridge) -> Result<
         Difference::OtherSandbox { found, wanted: netns.to_string_lossy().into_owned() }
     })?;
     if let Some(ipam) = &bridge.ipam {
-        ipam.check(call, netns, &attachment::addresses(&made.ips))?;
+        ipam.check(call, netns, Some(&attachment::addresses(&made.ips)))?;
     }
     let desired = attachment::made(attachment, netns, bridge, &made, &previous.routes);
     let mut differences = difference(&desired.host)?.to_string();
@@ -90,9 +89,10 @@ fn check(call: &Call, netns: &Path, sandbox: &Netns, bridge: &Bridge) -> Result<
 }
 
 /// Whoever calls it alone does not say which address it gave.
-fn host_local(call: &Call) -> Result<(), Error> {
-    let conf = HostLocal::new(&call.config, &Args::parse(&call.args)?)?;
-    host_local::check(&conf, &call.attachment, &[])
+fn addresses(plugin: Plugin, call: &Call, netns: &Path) -> Result<(), Error> {
+    let source = Source::of_plugin(plugin, &call.config, &Args::parse(&call.args)?)?;
+    let previous = previous(call)?.map(|previous| attachment::addresses(&previous.ips));
+    source.map_or(Ok(()), |source| source.check(call, netns, previous.as_deref()))
 }
 
 /// Returns the result of the plugins before this one, or of all of them if the ADD is over.

@@ -19,7 +19,7 @@ use crate::command::{flannel, loopback, ports};
 use crate::error::Error;
 use crate::filter;
 use crate::invocation::{Attachment, Call};
-use crate::ipam::{Giver, config, host_local};
+use crate::ipam::{self, config, held::Giver};
 use crate::kernel::{self, KernelError, links};
 use crate::netconf::NetConf;
 use crate::plugin::Plugin;
@@ -40,8 +40,10 @@ pub fn run(plugin: Plugin, call: &Call, netns: Option<&Path>) -> Result<(), Erro
         }
         Plugin::HostLocal => {
             let data_dir = config::data_dir(&call.config);
-            Ok(host_local::release(&data_dir, &call.attachment).map(drop)?)
+            Ok(ipam::release(&data_dir, &call.attachment).map(drop)?)
         }
+        // The configuration names them: nobody has to give them back.
+        Plugin::Static => Ok(()),
         Plugin::Loopback => loopback::del(call, netns),
         Plugin::Portmap => ports::del(call),
     }

@@ -21,7 +21,7 @@ use crate::external::External;
 use crate::filter;
 use crate::invocation::{Attachment, Id, NetworkCall};
 use crate::ipam::store::{Holder, Store};
-use crate::ipam::{Giver, config};
+use crate::ipam::{config, held::Giver};
 use crate::kernel::{self, KernelError, links};
 use crate::masquerade;
 use crate::plugin::Plugin;
@@ -43,7 +43,7 @@ pub fn run(plugin: Plugin, call: &NetworkCall) -> Result<(), Error> {
             errors.extend(addresses(&valid, &config::data_dir(config)).err());
         }
         Plugin::Portmap => errors.extend(rules(&valid).err()),
-        Plugin::Loopback => {}
+        Plugin::Loopback | Plugin::Static => {}
     }
     if errors.is_empty() { Ok(()) } else { Err(Error::Remains(errors)) }
 }

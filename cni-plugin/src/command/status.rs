@@ -9,8 +9,7 @@ use crate::bridge::Bridge;
 use crate::command::flannel;
 use crate::error::Error;
 use crate::invocation::NetworkCall;
-use crate::ipam::config::HostLocal;
-use crate::ipam::host_local;
+use crate::ipam::source::Source;
 use crate::kernel::{KernelError, links};
 use crate::plugin::Plugin;
 use crate::sharing::Conflict;
@@ -20,12 +19,13 @@ use crate::sharing::Conflict;
 /// # Errors
 /// If an ADD would fail.
 pub fn run(plugin: Plugin, call: &NetworkCall) -> Result<(), Error> {
-    let NetworkCall { network, config, .. } = call;
+    let config = &call.config;
     match plugin {
         Plugin::Flannel => flannel::status(call),
         Plugin::Bridge => bridge(call, &Bridge::new(config, "")?),
-        Plugin::HostLocal => {
-            host_local::status(&HostLocal::new(config, &Args::default())?, network)
+        Plugin::HostLocal | Plugin::Static => {
+            let source = Source::of_plugin(plugin, config, &Args::default())?;
+            source.map_or(Ok(()), |source| source.status(call))
         }
         Plugin::Loopback | Plugin::Portmap => Ok(()),
     }
