@@ -22,7 +22,7 @@ use netlink_packet_route::route::{
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::socket::{Request, Socket};
+use super::socket::{BATCH, Request, Socket};
 use crate::link_name::LinkName;
 use crate::mac::MacAddr;
 use crate::netns::Netns;
@@ -118,6 +118,9 @@ impl<'a> Applier<'a> {
         }
         self.requests.push(request);
         self.queued.push(op);
+        if self.queued.len() == BATCH {
+            self.flush();
+        }
         Ok(())
     }
 
