@@ -325,7 +325,7 @@ mod tests {
     #[test]
     fn what_cannot_be_done_is_refused_by_name() {
         let table = [
-            (json!({"ipam": {"type": "dhcp"}}), "unsupported field: ipam.type is \"dhcp\""),
+            (json!({"ipam": {"type": "bridge"}}), "unsupported field: ipam.type is \"bridge\""),
             (json!({"vlan": 5}), "unsupported field: vlan is 5"),
             (json!({"Vlan": "5"}), "unsupported field: vlan is \"5\""),
             (json!({"vlanTrunk": [{"id": 7}]}), "unsupported field: vlanTrunk is [{\"id\":7}]"),

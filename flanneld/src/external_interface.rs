@@ -26,6 +26,15 @@ pub(crate) struct ExternalInterface {
     pub(crate) public_ip: Ipv4Addr,
 }
 
+impl ExternalInterface {
+    /// Returns the interface as it is now, if it is there and still has the address.
+    pub(crate) fn as_in(&self, inventory: &Inventory) -> Option<Self> {
+        let now = inventory.interfaces.iter().find(|interface| interface.name == self.name)?;
+        let has_address = now.addresses.iter().any(|address| address.ip == self.ip);
+        has_address.then_some(Self { mtu: Mtu::new(now.mtu)?, ..self.clone() })
+    }
+}
+
 /// What the kernel says about the way to the address of `--iface-can-reach`.
 pub(crate) type Reach = Option<(LinkName, Option<IpAddr>)>;
 

@@ -292,3 +292,17 @@ fn properties_that_others_may_change_need_not_last() {
     assert_eq!(names, ["cni0", "veth0a1b2c3d"]);
     assert_eq!(desired.filter, None);
 }
+
+#[test]
+fn a_subnet_without_gateway_gets_its_first_address_if_the_node_is_one() {
+    let bare = |address: &str| Ip { gateway: None, ..ip(address, "::") };
+    let completed = |changes: &[(&str, Value)]| {
+        let mut ips = [bare("10.1.2.5/24"), bare("fd00::5/64"), ip("10.3.0.9/16", "10.3.0.7")];
+        complete_gateways(&bridge(changes), &mut ips);
+        ips.map(|ip| ip.gateway.map(|gateway| gateway.to_string()))
+    };
+    let expected = ["10.1.2.1", "fd00::1", "10.3.0.7"].map(|gateway| Some(gateway.to_owned()));
+    assert_eq!(completed(&[]), expected);
+    let no_gateway = [("isGateway", json!(false)), ("isDefaultGateway", json!(false))];
+    assert_eq!(completed(&no_gateway), [None, None, Some("10.3.0.7".to_owned())]);
+}

@@ -24,7 +24,7 @@ use netlink_packet_route::route::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::shaping;
-use super::socket::{Request, Socket};
+use super::socket::{BATCH, Request, Socket};
 use crate::link_name::LinkName;
 use crate::mac::MacAddr;
 use crate::netns::Netns;
@@ -133,6 +133,9 @@ impl<'a> Applier<'a> {
         }
         self.requests.push(request);
         self.queued.push(op);
+        if self.queued.len() == BATCH {
+            self.flush();
+        }
         Ok(())
     }
 
