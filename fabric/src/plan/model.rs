@@ -74,7 +74,8 @@ impl Model {
             Op::DelShaper(link) => drop(self.0.shapers.remove(link).ok_or(Refusal::Enoent)?),
             Op::AddIngress(link) => drop(self.link(*link)?),
             Op::AddRedirect(link, to) => {
-                (self.link(*link)?, self.link(*to)?);
+                self.link(*link)?;
+                self.link(*to)?;
                 // The kernel would add a second one behind the first.
                 if self.0.redirects.insert(*link, *to).is_some() {
                     return Err(Refusal::Eexist);
