@@ -323,7 +323,7 @@ fn kernel_route(if_name: LinkName, ips: &[Ip], route: &result::Route) -> (RouteK
     if route.priority != 0 {
         key.metric = route.priority;
     }
-    (key, Route { link: if_name, via, onlink: false, protocol: ROUTE_PROTOCOL })
+    (key, Route { link: if_name, via, onlink: false, protocol: ROUTE_PROTOCOL, source: None })
 }
 
 fn pod_mac(attachment: &Attachment, bridge: &Bridge, ips: &[Ip]) -> MacAddr {
