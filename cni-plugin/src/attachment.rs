@@ -5,7 +5,7 @@
 //! without any memory of it, and a pod that gets the address of another one before it also gets its
 //! Ethernet address, which is the one that everybody still remembers.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
 use fabric::link_name::LinkName;
@@ -14,11 +14,11 @@ use fabric::netstate::{
     Address, BridgePort, Link, LinkKind, NetState, ROUTE_PROTOCOL, Route, RouteKey, Sysctl,
     VethPeer,
 };
-use fabric::packet_filter::Ruleset;
 use ipnetwork::IpNetwork;
 use sha2::{Digest, Sha256};
 
 use crate::bridge::{Bridge, Gateway};
+use crate::filter::Rules;
 use crate::invocation::Attachment;
 use crate::masquerade;
 use crate::portmap;
@@ -31,8 +31,8 @@ pub struct Desired {
     pub host: NetState,
     /// In the sandbox.
     pub sandbox: NetState,
-    /// Rules, if the attachment has any.
-    pub filter: Option<Ruleset>,
+    /// Rules of the packet filter.
+    pub filter: Rules,
 }
 
 /// Returns what shall be for an attachment with these addresses and routes, whose sandbox is at
@@ -51,17 +51,16 @@ pub fn desired(
     }
 }
 
-fn filter(attachment: &Attachment, bridge: &Bridge, ips: &[Ip]) -> Option<Ruleset> {
-    let mut tables = Vec::new();
-    if bridge.masquerade {
-        let addresses = ips.iter().map(|ip| ip.address);
-        tables.extend(masquerade::rules(attachment, addresses).tables);
-    }
+fn filter(attachment: &Attachment, bridge: &Bridge, ips: &[Ip]) -> Rules {
+    let addresses: Vec<_> = ips.iter().map(|ip| ip.address).collect();
+    let mut rules = match bridge.masquerade {
+        Some(engine) => masquerade::rules(attachment, engine, &addresses),
+        None => Rules::default(),
+    };
     if !bridge.ports.is_empty() {
-        let pod = addresses(ips);
-        tables.extend(portmap::rules(attachment, &bridge.ports, &pod, bridge.name).tables);
+        rules.extend(portmap::rules(attachment, &bridge.ports, &addresses, bridge.name));
     }
-    (!tables.is_empty()).then_some(Ruleset { tables })
+    rules
 }
 
 /// The addresses themselves.
@@ -133,7 +132,7 @@ pub fn made(
     if let Some(mut veth) = desired.host.links.remove(&host_veth(attachment)) {
         (veth.mac, veth.mtu) = (made.veth_mac, None);
         if made.foreign_veth.is_some() {
-            (veth.alias, desired.filter) = (None, None);
+            (veth.alias, desired.filter) = (None, Rules::default());
         }
         desired.host.links.insert(made.foreign_veth.unwrap_or(host_veth(attachment)), veth);
     }
@@ -144,6 +143,15 @@ pub fn made(
 pub fn is_essential(sysctl: &Sysctl) -> bool {
     let name = sysctl.as_path().rsplit('/').next();
     matches!(name, Some("ip_forward" | "forwarding" | "disable_ipv6" | "route_localnet"))
+}
+
+/// Gives each subnet that lacks a gateway its first address as one, if the bridge is to be one.
+pub fn complete_gateways(bridge: &Bridge, ips: &mut [Ip]) {
+    if bridge.gateway != Gateway::None {
+        for ip in ips {
+            ip.gateway = ip.gateway.or_else(|| first_of(ip.address));
+        }
+    }
 }
 
 /// Returns the routes that a sandbox with these addresses gets: those configured, and by default
@@ -157,11 +165,19 @@ pub fn routes(bridge: &Bridge, configured: &[result::Route], ips: &[Ip]) -> Vec<
         let of_family = |ip: &&Ip| ip.address.is_ipv4() == is_v4;
         let Some(gateway) = ips.iter().find(of_family).and_then(|ip| ip.gateway) else { continue };
         let dst = everything(gateway);
-        if !configured.iter().any(|route| route.dst == dst && route.gw.is_some()) {
+        if !routes.iter().any(|route| route.dst == dst && route.gw.is_some()) {
             routes.push(result::Route { gw: Some(gateway), ..result::Route::to(dst) });
         }
     }
     routes
+}
+
+/// The first address of a subnet after that of the network itself.
+fn first_of(address: IpNetwork) -> Option<IpAddr> {
+    match address.network() {
+        IpAddr::V4(network) => network.to_bits().checked_add(1).map(|ip| Ipv4Addr::from(ip).into()),
+        IpAddr::V6(network) => network.to_bits().checked_add(1).map(|ip| Ipv6Addr::from(ip).into()),
+    }
 }
 
 /// Returns the addresses that the bridge has for pods with these addresses.
@@ -307,7 +323,7 @@ fn kernel_route(if_name: LinkName, ips: &[Ip], route: &result::Route) -> (RouteK
     if route.priority != 0 {
         key.metric = route.priority;
     }
-    (key, Route { link: if_name, via, onlink: false, protocol: ROUTE_PROTOCOL })
+    (key, Route { link: if_name, via, onlink: false, protocol: ROUTE_PROTOCOL, source: None })
 }
 
 fn pod_mac(attachment: &Attachment, bridge: &Bridge, ips: &[Ip]) -> MacAddr {

@@ -3,6 +3,7 @@
 pub mod add;
 pub mod check;
 pub mod del;
+pub mod flannel;
 pub mod gc;
 pub mod loopback;
 pub mod ports;

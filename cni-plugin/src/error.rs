@@ -7,11 +7,13 @@ use crate::args::ArgsError;
 use crate::bridge::BridgeError;
 use crate::command::check::Difference;
 use crate::delegate::DelegateError;
+use crate::external::ExternalError;
+use crate::filter::FilterError;
 use crate::invocation::InvocationError;
 use crate::ipam::config::HostLocalError;
 use crate::ipam::fixed::FixedError;
 use crate::ipam::range::RangeSet;
-use crate::ipam::source::{SourceDifference, SourceError};
+use crate::ipam::source::SourceError;
 use crate::ipam::store::StoreError;
 use crate::ipam::{IpamError, NoAddress};
 use crate::kernel::KernelError;
@@ -74,6 +76,12 @@ pub enum Error {
     /// There is no address.
     #[error(transparent)]
     Ipam(#[from] IpamError),
+    /// Somebody else's plugin did not do what it was to do.
+    #[error(transparent)]
+    External(#[from] ExternalError),
+    /// Somebody else's plugin gave no addresses and said that all is well.
+    #[error("IPAM plugin returned missing IP config")]
+    NothingGiven,
     /// The sandbox is of no use.
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
@@ -85,7 +93,7 @@ pub enum Error {
     Kernel(#[from] KernelError),
     /// The packet filter is not in the desired state.
     #[error(transparent)]
-    Filter(#[from] fabric::packet_filter::Error),
+    Filter(#[from] FilterError),
     /// The result cannot be written, or a previous one cannot be read.
     #[error(transparent)]
     Result(#[from] ResultError),
@@ -109,15 +117,6 @@ impl From<Conflict> for Error {
 impl From<fabric::netlink::NetlinkError> for Error {
     fn from(error: fabric::netlink::NetlinkError) -> Self {
         Self::Kernel(error.into())
-    }
-}
-
-impl From<SourceDifference> for Error {
-    fn from(difference: SourceDifference) -> Self {
-        match difference {
-            SourceDifference::Store(error) => error.into(),
-            difference => Difference::Addresses(difference).into(),
-        }
     }
 }
 
@@ -178,6 +177,8 @@ impl Error {
             Self::NotLoopback(_) => IN_THE_WAY,
             Self::Delegate(_) => INVALID_CONFIGURATION,
             Self::Bridge(BridgeError::Json(_)) => UNDECODABLE,
+            Self::External(error) => external_code(error),
+            Self::NothingGiven => INTERNAL,
             Self::Bridge(BridgeError::Unsupported { .. }) => UNSUPPORTED_FIELD,
             Self::Bridge(BridgeError::Args(_)) => INVALID_ENVIRONMENT,
             Self::Bridge(_) => INVALID_CONFIGURATION,
@@ -216,6 +217,7 @@ impl Error {
                 format!("config is {config:?}, plugin supports [{}]", ours.join(" "))
             }
             Self::Difference(Difference::State(plan)) => plan.clone(),
+            Self::External(ExternalError::Reported { details, .. }) => details.clone(),
             _ => String::new(),
         }
     }
@@ -268,6 +270,18 @@ fn ports_code(error: &PortMapError) -> u32 {
         PortMapError::Json(_) => UNDECODABLE,
         PortMapError::Unsupported { .. } => UNSUPPORTED_FIELD,
         _ => INVALID_CONFIGURATION,
+    }
+}
+
+/// What a plugin says itself is passed on as it is.
+fn external_code(error: &ExternalError) -> u32 {
+    match error {
+        ExternalError::Reported { code, .. } => *code,
+        ExternalError::NoName | ExternalError::Name(_) => INVALID_CONFIGURATION,
+        ExternalError::NoPaths => INVALID_ENVIRONMENT,
+        ExternalError::NotFound { .. } | ExternalError::Run { .. } => IO,
+        ExternalError::Unreported { .. } => INTERNAL,
+        ExternalError::Result { .. } => UNDECODABLE,
     }
 }
 

@@ -19,12 +19,14 @@ pub mod version;
 pub mod attachment;
 pub mod bridge;
 pub mod delegate;
+pub mod external;
 pub mod ipam;
 pub mod masquerade;
 pub mod portmap;
 pub mod sharing;
 
 pub mod filter;
+pub mod iptables;
 pub mod kernel;
 pub mod sandbox;
 pub mod state;

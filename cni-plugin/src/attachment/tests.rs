@@ -163,8 +163,8 @@ fn routes_of_the_template_keep_their_table_and_metric() {
 
 #[test]
 fn only_who_masquerades_has_rules() {
-    assert_eq!(desired_with(&bridge(&[]), &v4()).filter, None);
-    assert!(desired_with(&bridge(&[("ipMasq", json!(true))]), &v4()).filter.is_some());
+    assert!(desired_with(&bridge(&[]), &v4()).filter.is_empty());
+    assert!(!desired_with(&bridge(&[("ipMasq", json!(true))]), &v4()).filter.is_empty());
 }
 
 #[test]
@@ -283,12 +283,26 @@ fn properties_that_others_may_change_need_not_last() {
     let desired = made(&attachment(), Path::new("/run/netns/x"), &bridge, &made_by_us, &[]);
     let veth = &desired.host.links[&host_veth(&attachment())];
     assert_eq!((veth.mtu, veth.mac), (None, made_by_us.veth_mac));
-    assert!(veth.alias.is_some() && desired.filter.is_some());
+    assert!(veth.alias.is_some() && !desired.filter.is_empty());
     assert_eq!(desired.host.sysctls.len(), 1);
 
     let by_go = Made { foreign_veth: Some("veth0a1b2c3d".parse().unwrap()), ..made_by_us };
     let desired = made(&attachment(), Path::new("/run/netns/x"), &bridge, &by_go, &[]);
     let names: Vec<_> = desired.host.links.keys().map(LinkName::as_str).collect();
     assert_eq!(names, ["cni0", "veth0a1b2c3d"]);
-    assert_eq!(desired.filter, None);
+    assert!(desired.filter.is_empty());
+}
+
+#[test]
+fn a_subnet_without_gateway_gets_its_first_address_if_the_node_is_one() {
+    let bare = |address: &str| Ip { gateway: None, ..ip(address, "::") };
+    let completed = |changes: &[(&str, Value)]| {
+        let mut ips = [bare("10.1.2.5/24"), bare("fd00::5/64"), ip("10.3.0.9/16", "10.3.0.7")];
+        complete_gateways(&bridge(changes), &mut ips);
+        ips.map(|ip| ip.gateway.map(|gateway| gateway.to_string()))
+    };
+    let expected = ["10.1.2.1", "fd00::1", "10.3.0.7"].map(|gateway| Some(gateway.to_owned()));
+    assert_eq!(completed(&[]), expected);
+    let no_gateway = [("isGateway", json!(false)), ("isDefaultGateway", json!(false))];
+    assert_eq!(completed(&no_gateway), [None, None, Some("10.3.0.7".to_owned())]);
 }
