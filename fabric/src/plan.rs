@@ -205,7 +205,13 @@ impl Diff<'_> {
             self.desired.links.iter().filter(|(name, _)| self.kept(name).is_none()).collect();
         // A port can only be made when its bridge is there, and a tunnel when its underlay is.
         missing.sort_by_key(|(_, link)| (link.port.is_some(), underlay(link).is_some()));
-        ops.extend(missing.into_iter().map(|(name, link)| Op::AddLink(*name, link.clone())));
+        for (name, link) in missing {
+            ops.push(Op::AddLink(*name, link.clone()));
+            // The kernel takes no remark when it makes the link. In the same send it follows for
+            // sure, so that there is never one whose maker cannot be told.
+            let alias = link.alias.clone();
+            ops.extend(alias.map(|alias| Op::SetLink(*name, LinkChange::Alias(alias))));
+        }
     }
 
     fn change_links(&self, ops: &mut Vec<Op>) {
@@ -219,7 +225,6 @@ impl Diff<'_> {
                     ops.extend(mtu.map(|mtu| change(LinkChange::Mtu(mtu))));
                     let hairpin = link.port.is_some_and(|port| port.hairpin);
                     ops.extend(hairpin.then(|| change(LinkChange::Hairpin(true))));
-                    ops.extend(link.alias.clone().map(|alias| change(LinkChange::Alias(alias))));
                     ops.extend(flag_changes(None, link).into_iter().map(change));
                 }
             }
