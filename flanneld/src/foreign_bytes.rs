@@ -28,7 +28,7 @@ proptest! {
     fn keys(text in prop_oneof![nearly(KEY), any::<String>()]) {
         if let Some(key) = LeaseKey::parse(&text) {
             prop_assert_eq!(LeaseKey::parse(&key.to_string()), Some(key));
-            prop_assert!(key.ipv4.prefix() <= 31);
+            prop_assert!(key.subnets().all(|subnet| subnet.prefix() <= 127));
         }
     }
 
@@ -59,7 +59,7 @@ proptest! {
             r#"{{"Network":"{network}/{prefix}","SubnetLen":{len},"Backend":{{"Type":"vxlan"}}}}"#
         );
         if let Ok(config) = NetworkConfig::parse(json.as_bytes()) {
-            let pool = config.ipv4.unwrap();
+            let pool = config.pools.ipv4.unwrap();
             let mut subnets = pool.subnets().take(1000);
             prop_assert!(subnets.all(|subnet| pool.offers(subnet)), "{}", json);
         }

@@ -26,10 +26,10 @@ use tracing::warn;
 /// `NFNLGRP_NFTABLES` of the kernel's `linux/netfilter/nfnetlink.h`, as a bit of the address.
 const NFTABLES_GROUP: u32 = 1 << (7 - 1);
 
-/// Sends a message whenever something changes on the backend's device, if it has one, or on the
+/// Sends a message whenever something changes on the backend's devices, if it has any, or on the
 /// interface between nodes, or a route of ours does. Returns only if notifications cannot be had.
 pub(crate) async fn links(
-    device: Option<LinkName>,
+    devices: Vec<LinkName>,
     underlay: LinkName,
     wake: mpsc::Sender<()>,
 ) -> io::Error {
@@ -38,6 +38,8 @@ pub(crate) async fn links(
         MulticastGroup::Neigh,
         MulticastGroup::Ipv4Ifaddr,
         MulticastGroup::Ipv4Route,
+        MulticastGroup::Ipv6Ifaddr,
+        MulticastGroup::Ipv6Route,
     ];
     let (connection, _handle, mut messages) = match rtnetlink::new_multicast_connection(&groups) {
         Ok(connection) => connection,
@@ -46,7 +48,7 @@ pub(crate) async fn links(
     tokio::spawn(connection);
     while let Some((message, _)) = messages.next().await {
         let relevant = match &message.payload {
-            NetlinkPayload::InnerMessage(message) => concerns(message, device, underlay),
+            NetlinkPayload::InnerMessage(message) => concerns(message, &devices, underlay),
             NetlinkPayload::Overrun(_) => {
                 warn!("the kernel's notifications came faster than they were read");
                 true
@@ -88,11 +90,11 @@ fn rouse(wake: &mpsc::Sender<()>) {
     let _awake_or_gone = wake.try_send(());
 }
 
-fn concerns(message: &RouteNetlinkMessage, device: Option<LinkName>, underlay: LinkName) -> bool {
-    let on_device = |index| device.is_some_and(|device| is(index, device));
+fn concerns(message: &RouteNetlinkMessage, devices: &[LinkName], underlay: LinkName) -> bool {
+    let on_device = |index| devices.iter().any(|device| is(index, *device));
     match message {
         RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link) => {
-            is_named(link, underlay) || device.is_some_and(|device| is_named(link, device))
+            is_named(link, underlay) || devices.iter().any(|device| is_named(link, *device))
         }
         RouteNetlinkMessage::NewAddress(address) | RouteNetlinkMessage::DelAddress(address) => {
             is(address.header.index, underlay) || on_device(address.header.index)

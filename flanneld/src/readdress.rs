@@ -3,14 +3,16 @@
 //! An interface may get another address while the node runs, from DHCP or by hand. Only when the
 //! one in use is gone is another one looked for: one that is merely added changes nothing.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
-use nix::ifaddrs::getifaddrs;
+use nix::ifaddrs::{InterfaceAddress, getifaddrs};
 use tokio::time::sleep;
 use tracing::{info, warn};
 
 use crate::cli::InterfaceOptions;
 use crate::external_interface::{self, ExternalInterface};
+use crate::family::Family;
 use crate::kernel;
 
 /// How often it is looked whether the address is still there; it takes a few microseconds.
@@ -22,6 +24,7 @@ pub(crate) async fn follow(
     mut current: ExternalInterface,
     moved: impl AsyncFn(&ExternalInterface),
 ) {
+    let families: Vec<_> = current.addresses.families().collect();
     let mut missed = false;
     loop {
         sleep(CHECK).await;
@@ -29,34 +32,39 @@ pub(crate) async fn follow(
             missed = false;
             continue;
         }
-        match choose(options) {
+        match choose(options, &families) {
             Some(found) => {
                 info!(
-                    interface = %found.name, address = %found.ip, before = %current.ip,
-                    public_address = %found.public_ip, "the address of this node changed"
+                    now = %found, before = %current, "the address of this node changed"
                 );
                 moved(&found).await;
                 current = found;
             }
             None if missed => {}
             None => {
-                warn!(address = %current.ip, "the address of this node is gone; waiting for one");
+                warn!(before = %current, "an address of this node is gone; waiting for one");
                 missed = true;
             }
         }
     }
 }
 
-fn choose(options: &InterfaceOptions) -> Option<ExternalInterface> {
+fn choose(options: &InterfaceOptions, families: &[Family]) -> Option<ExternalInterface> {
     let (inventory, reach) = kernel::inventory(options.can_reach).ok()?;
-    external_interface::choose(options, &inventory, reach).ok()
+    external_interface::choose(options, families, &inventory, reach).ok()
 }
 
-/// Whether the interface still has the address. `None` if the kernel does not say.
+/// Whether the interface still has the addresses. `None` if the kernel does not say.
 fn owns(interface: &ExternalInterface) -> Option<bool> {
-    let mut addresses = getifaddrs().ok()?;
-    Some(addresses.any(|address| {
-        let ip = address.address.and_then(|ip| Some(ip.as_sockaddr_in()?.ip()));
-        address.interface_name == interface.name.as_str() && ip == Some(interface.ip)
-    }))
+    let on_interface =
+        |address: &InterfaceAddress| address.interface_name == interface.name.as_str();
+    let present: Vec<_> =
+        getifaddrs().ok()?.filter(on_interface).filter_map(|address| ip(&address)).collect();
+    Some(interface.addresses.values().all(|address| present.contains(&address.ip)))
+}
+
+fn ip(address: &InterfaceAddress) -> Option<IpAddr> {
+    let address = address.address?;
+    let ipv4 = address.as_sockaddr_in().map(|ipv4| IpAddr::V4(ipv4.ip()));
+    ipv4.or_else(|| Some(IpAddr::V6(address.as_sockaddr_in6()?.ip())))
 }

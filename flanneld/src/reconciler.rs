@@ -14,17 +14,18 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use fabric::subnet_file::SubnetFile;
-use ipnetwork::{IpNetwork, Ipv4Network};
+use ipnetwork::IpNetwork;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, error, info, warn};
 
-use crate::backend::{Backend, Peer, Reason};
+use crate::backend::{Backends, Reason};
 use crate::clock;
 use crate::errors::chain;
+use crate::family::PerFamily;
 use crate::kernel::{Kernel, Outcome, Wanted};
+use crate::lease::Lease;
 use crate::lease::table::{LeaseTable, LeaseUpdate};
-use crate::lease::{Lease, LeaseKey};
 use crate::masquerade::{self, RuleOptions};
 
 /// Finds what no notification told.
@@ -38,8 +39,8 @@ const RETRY_MAX: Duration = Duration::from_secs(30);
 
 /// What hardly changes while the node runs.
 pub(crate) struct Node {
-    pub(crate) backend: Box<dyn Backend>,
-    pub(crate) network: Ipv4Network,
+    pub(crate) backends: Backends,
+    pub(crate) networks: PerFamily<IpNetwork>,
     pub(crate) rules: RuleOptions,
     pub(crate) subnet_file: PathBuf,
     pub(crate) kernel: Kernel,
@@ -50,8 +51,8 @@ pub(crate) struct Channels {
     pub(crate) leases: mpsc::Receiver<LeaseUpdate>,
     /// The lease to work with, once there is one.
     pub(crate) held: watch::Receiver<Option<Lease>>,
-    /// The backend, whenever it is another one.
-    pub(crate) backends: mpsc::Receiver<Box<dyn Backend>>,
+    /// The backends, whenever they are others.
+    pub(crate) backends: mpsc::Receiver<Backends>,
     /// Told when the store holds something else under our key.
     pub(crate) doubts: mpsc::Sender<()>,
     pub(crate) kernel_changes: mpsc::Receiver<()>,
@@ -63,7 +64,7 @@ struct Reconciler {
     node: Node,
     own: Lease,
     table: LeaseTable,
-    left_out: BTreeMap<LeaseKey, Reason>,
+    left_out: BTreeMap<IpNetwork, Reason>,
     failures: Vec<String>,
     /// How long the last pass took.
     duration: Duration,
@@ -130,9 +131,9 @@ impl Reconciler {
                     }
                     return true;
                 }
-                backend = channels.backends.recv() => {
-                    let Some(backend) = backend else { return false };
-                    self.node.backend = backend;
+                backends = channels.backends.recv() => {
+                    let Some(backends) = backends else { return false };
+                    self.node.backends = backends;
                     return true;
                 }
                 change = channels.kernel_changes.recv() => {
@@ -160,7 +161,7 @@ impl Reconciler {
         match &update {
             LeaseUpdate::Snapshot(all) => debug!(leases = all.len(), "all leases were listed"),
             LeaseUpdate::Put(lease) => {
-                debug!(subnet = %lease.subnet, via = %lease.attributes.public_ip, "lease changed");
+                debug!(subnet = %lease.subnet, "lease changed");
             }
             LeaseUpdate::Removed(subnet) => debug!(%subnet, "lease removed"),
         }
@@ -176,19 +177,14 @@ impl Reconciler {
     async fn pass(&mut self, ready: &watch::Sender<bool>) -> bool {
         self.table.forget(clock::since_boot());
         let own = self.own.subnet;
-        let network = IpNetwork::V4(self.node.network);
-        let peers: Vec<_> = self
-            .table
-            .peers(&own)
-            .map(|(subnet, attributes)| Peer { subnet, attributes })
-            .collect();
-        let scope = self.node.backend.scope(&peers);
-        let desired = self.node.backend.desired(&own, &peers);
-        let peers = peers.len() - desired.left_out.len();
+        let leases: Vec<_> = self.table.peers(&own).collect();
+        let scope = self.node.backends.scope(&own, &leases);
+        let desired = self.node.backends.desired(&own, &leases);
+        let peers = leases.len().saturating_sub(desired.left_out.len());
         let wanted = Wanted {
             scope,
             state: desired.state,
-            rules: masquerade::desired(self.node.rules, network, IpNetwork::V4(own.ipv4)),
+            rules: masquerade::desired(self.node.rules, &self.node.networks, &own),
             forwarding: desired.forwarding,
         };
         self.report_left_out(desired.left_out);
@@ -202,21 +198,18 @@ impl Reconciler {
 
     /// Tells the CNI plugin, once the node's own device and rules are there.
     fn write_subnet_file(&mut self) -> bool {
-        let file = SubnetFile {
-            networks4: vec![self.node.network],
-            subnet4: Some(self.own.subnet.ipv4),
-            networks6: Vec::new(),
-            subnet6: None,
-            mtu: self.node.backend.pod_mtu().get(),
-            ip_masq: self.node.rules.masquerade,
-        };
+        let own = self.own.subnet;
+        let networks = self.node.networks.values().copied();
+        let mtu = self.node.backends.pod_mtu().get();
+        let masquerade = self.node.rules.masquerade;
+        let file = SubnetFile::new(networks, own.subnets(), mtu, masquerade);
         let path = &self.node.subnet_file;
         if self.written.as_ref() == Some(&file) && path.exists() {
             return true;
         }
         match file.write(path) {
             Ok(()) => {
-                info!(path = %path.display(), subnet = %self.own.subnet.ipv4, "subnet file written");
+                info!(path = %path.display(), subnet = %own, "subnet file written");
                 (self.written, self.unwritten) = (Some(file), None);
                 true
             }
@@ -246,7 +239,7 @@ impl Reconciler {
         self.failures = failures;
     }
 
-    fn report_left_out(&mut self, left_out: Vec<(LeaseKey, Reason)>) {
+    fn report_left_out(&mut self, left_out: Vec<(IpNetwork, Reason)>) {
         let left_out: BTreeMap<_, _> = left_out.into_iter().collect();
         for (subnet, reason) in &left_out {
             if self.left_out.get(subnet) != Some(reason) {
