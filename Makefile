@@ -16,9 +16,11 @@ AGENT_TARGET := $(if $(HAS_MUSL),$(if $(shell command -v musl-gcc),$(MUSL),$(HOS
 AGENT_FLAGS := $(if $(filter %-musl,$(AGENT_TARGET)),CC_$(subst -,_,$(MUSL))=musl-gcc)
 STATIC := RUSTFLAGS='-C target-feature=+crt-static'
 DIST := target/dist
+# Seconds for each fuzz target.
+TIME ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint bench requirements clean
+.PHONY: help build demo test lint bench fuzz requirements clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +55,14 @@ bench: build ## Measure the plugin against Debian's Go plugins, 4,000 peers agai
 	TEST_FLANNEL=$(DIST)/flannel target/release/bench_cni
 	TEST_FLANNELD=$(DIST)/flanneld target/release/bench_peers
 	TEST_FLANNEL=$(DIST)/flannel TEST_FLANNELD=$(DIST)/flanneld target/release/bench_udp
+
+fuzz: ## Fuzz what reads foreign bytes, TIME=seconds each; needs a nightly Rust and cargo-fuzz
+	@cargo +nightly fuzz --version >/dev/null 2>&1 || \
+	    { echo "missing: rustup toolchain install nightly; cargo install --locked cargo-fuzz" >&2; exit 1; }
+	@for target in $$(cargo +nightly fuzz list --fuzz-dir tests/fuzz); do \
+	    echo "== $$target"; \
+	    cargo +nightly fuzz run --fuzz-dir tests/fuzz $$target -- -max_total_time=$(TIME) -timeout=10 || exit 1; \
+	done
 
 requirements: ## Install the programs that building, testing and measuring need (Debian, as root)
 	@tests/requirements.sh build demo test bench

@@ -7,6 +7,8 @@ pub struct Args {
     pub mac: String,
     /// The address of the interface in the sandbox; empty if any will do.
     pub ip: String,
+    /// The gateway of that address; empty if there is none.
+    pub gateway: String,
 }
 
 /// Why the arguments cannot be followed.
@@ -47,6 +49,7 @@ impl Args {
                 "IgnoreUnknown" => ignore_unknown = boolean(pair, value)?,
                 "MAC" => value.clone_into(&mut args.mac),
                 "IP" => value.clone_into(&mut args.ip),
+                "GATEWAY" => value.clone_into(&mut args.gateway),
                 _ => unknown.push(format!("{pair:?}")),
             }
         }
@@ -75,7 +78,8 @@ mod tests {
         let kubernetes = "K8S_POD_NAMESPACE=ns;K8S_POD_NAME=p;IgnoreUnknown=1;K8S_POD_UID=u";
         assert_eq!(Args::parse(kubernetes), Ok(Args::default()));
         assert_eq!(Args::parse(""), Ok(Args::default()));
-        let args = Args { mac: "02::".to_owned(), ip: "10.1.2.9".to_owned() };
+        let args =
+            Args { mac: "02::".to_owned(), ip: "10.1.2.9".to_owned(), gateway: String::new() };
         assert_eq!(Args::parse("IP=10.1.2.9;MAC=02::;IgnoreUnknown=FALSE"), Ok(args));
     }
 

@@ -5,7 +5,7 @@
 //! without any memory of it, and a pod that gets the address of another one before it also gets its
 //! Ethernet address, which is the one that everybody still remembers.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
 use fabric::link_name::LinkName;
@@ -146,10 +146,18 @@ pub fn is_essential(sysctl: &Sysctl) -> bool {
     matches!(name, Some("ip_forward" | "forwarding" | "disable_ipv6" | "route_localnet"))
 }
 
+/// Gives each subnet that lacks a gateway its first address as one, if the bridge is to be one.
+pub fn complete_gateways(bridge: &Bridge, ips: &mut [Ip]) {
+    if bridge.gateway != Gateway::None {
+        for ip in ips {
+            ip.gateway = ip.gateway.or_else(|| first_of(ip.address));
+        }
+    }
+}
+
 /// Returns the routes that a sandbox with these addresses gets: those configured, and by default
 /// everything through the gateway of each family, unless a route says otherwise.
-pub fn routes(bridge: &Bridge, ips: &[Ip]) -> Vec<result::Route> {
-    let configured = bridge.ipam.as_ref().map_or(&[][..], |ipam| &ipam.routes);
+pub fn routes(bridge: &Bridge, configured: &[result::Route], ips: &[Ip]) -> Vec<result::Route> {
     let mut routes = configured.to_vec();
     if bridge.gateway != Gateway::Default {
         return routes;
@@ -158,11 +166,19 @@ pub fn routes(bridge: &Bridge, ips: &[Ip]) -> Vec<result::Route> {
         let of_family = |ip: &&Ip| ip.address.is_ipv4() == is_v4;
         let Some(gateway) = ips.iter().find(of_family).and_then(|ip| ip.gateway) else { continue };
         let dst = everything(gateway);
-        if !configured.iter().any(|route| route.dst == dst && route.gw.is_some()) {
+        if !routes.iter().any(|route| route.dst == dst && route.gw.is_some()) {
             routes.push(result::Route { gw: Some(gateway), ..result::Route::to(dst) });
         }
     }
     routes
+}
+
+/// The first address of a subnet after that of the network itself.
+fn first_of(address: IpNetwork) -> Option<IpAddr> {
+    match address.network() {
+        IpAddr::V4(network) => network.to_bits().checked_add(1).map(|ip| Ipv4Addr::from(ip).into()),
+        IpAddr::V6(network) => network.to_bits().checked_add(1).map(|ip| Ipv6Addr::from(ip).into()),
+    }
 }
 
 /// Returns the addresses that the bridge has for pods with these addresses.
@@ -308,7 +324,7 @@ fn kernel_route(if_name: LinkName, ips: &[Ip], route: &result::Route) -> (RouteK
     if route.priority != 0 {
         key.metric = route.priority;
     }
-    (key, Route { link: if_name, via, onlink: false, protocol: ROUTE_PROTOCOL })
+    (key, Route { link: if_name, via, onlink: false, protocol: ROUTE_PROTOCOL, source: None })
 }
 
 fn pod_mac(attachment: &Attachment, bridge: &Bridge, ips: &[Ip]) -> MacAddr {

@@ -12,10 +12,9 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::args::{Args, ArgsError};
-use crate::ipam::config::{HostLocal, HostLocalError};
-use crate::plugin::Plugin;
+use crate::ipam::source::{Source, SourceError};
 use crate::portmap::{PortMap, PortMapError};
-use crate::result::{Dns, Route};
+use crate::result::Dns;
 
 /// A checked configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,7 +38,7 @@ pub struct Bridge {
     /// The Ethernet address of the interface in the sandbox, if somebody asked for one.
     pub mac: Option<MacAddr>,
     /// Where addresses come from; `None` for a bridge that only switches.
-    pub ipam: Option<HostLocal>,
+    pub ipam: Option<Source>,
 }
 
 /// What the node is to the attachments of a bridge.
@@ -87,7 +86,7 @@ pub enum BridgeError {
     Ports(#[from] PortMapError),
     /// The addresses cannot be handed out as configured.
     #[error(transparent)]
-    HostLocal(#[from] HostLocalError),
+    Ipam(#[from] SourceError),
 }
 
 impl Bridge {
@@ -114,34 +113,11 @@ impl Bridge {
             mtu: mtu(raw.mtu)?,
             masquerade: raw.ip_masq,
             mac: raw.mac(&args)?,
-            ipam: ipam(delegate, &args)?,
+            ipam: Source::of(delegate, &args)?,
             ports: PortMap::new(delegate)?,
             dns: raw.dns.filter(|_| says_dns(delegate)),
         })
     }
-}
-
-/// Without a type, there are no addresses.
-fn ipam(delegate: &Map<String, Value>, args: &Args) -> Result<Option<HostLocal>, BridgeError> {
-    let kind = lookup(delegate, &["ipam", "type"]).filter(|kind| !is_default(kind));
-    let Some(kind) = kind else { return Ok(None) };
-    if kind != Plugin::HostLocal.as_str() {
-        let (key, value) = ("ipam.type".to_owned(), kind.to_string());
-        return Err(BridgeError::Unsupported { key, value });
-    }
-    let ipam = HostLocal::new(delegate, args)?;
-    check_scopes(&ipam.routes)?;
-    Ok(Some(ipam))
-}
-
-/// Routes get the scope that follows from their gateway.
-fn check_scopes(routes: &[Route]) -> Result<(), BridgeError> {
-    let scopes = routes.iter().map(|route| route.scope.unwrap_or(0)).enumerate();
-    let unsupported = |(index, scope): (usize, u32)| BridgeError::Unsupported {
-        key: format!("ipam.routes[{index}].scope"),
-        value: scope.to_string(),
-    };
-    scopes.filter(|(_, scope)| *scope != 0).map(unsupported).next().map_or(Ok(()), Err)
 }
 
 /// Whether name servers are configured here, be it that there shall be none.
@@ -265,7 +241,9 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::ipam::config::HostLocal;
     use crate::ipam::range::{Range, RangeSet};
+    use crate::result::Route;
 
     /// A delegate of the stock list with `changes` made to it.
     fn bridge(changes: Value) -> Result<Bridge, BridgeError> {
@@ -313,13 +291,13 @@ mod tests {
             dns: None,
             mac: None,
             ports: PortMap::default(),
-            ipam: Some(HostLocal {
+            ipam: Some(Source::HostLocal(HostLocal {
                 data_dir: PathBuf::from("/var/lib/cni/networks"),
                 sets: vec![RangeSet(vec![Range::of("10.1.2.0/24".parse().unwrap()).unwrap()])],
                 requested: Vec::new(),
                 routes: vec![Route::to("10.1.0.0/16".parse().unwrap())],
                 resolv_conf: None,
-            }),
+            })),
         };
         assert_eq!(bridge(json!({})).unwrap(), expected);
         let unsaid = json!({"vlan": 0, "promiscMode": false, "MacSpoofChk": null, "vlanTrunk": [],
@@ -340,25 +318,26 @@ mod tests {
         assert_eq!(conf.gateway, Gateway::OfSubnet);
         assert!(conf.force_address && !conf.hairpin && conf.masquerade);
         assert_eq!(conf.dns.unwrap().nameservers, ["10.1.2.1"]);
-        assert_eq!(conf.ipam.unwrap().data_dir, PathBuf::from("/run/pods"));
+        let Some(Source::HostLocal(ipam)) = conf.ipam else { panic!("not of host-local") };
+        assert_eq!(ipam.data_dir, PathBuf::from("/run/pods"));
     }
 
     #[test]
     fn what_cannot_be_done_is_refused_by_name() {
         let table = [
-            (json!({"ipam": {"type": "dhcp"}}), "unsupported field: ipam.type is \"dhcp\""),
+            (json!({"ipam": {"type": "bridge"}}), "unsupported field: ipam.type is \"bridge\""),
             (json!({"vlan": 5}), "unsupported field: vlan is 5"),
             (json!({"Vlan": "5"}), "unsupported field: vlan is \"5\""),
             (json!({"vlanTrunk": [{"id": 7}]}), "unsupported field: vlanTrunk is [{\"id\":7}]"),
             (json!({"promiscMode": true}), "unsupported field: promiscMode is true"),
             (json!({"portIsolation": true}), "unsupported field: portIsolation is true"),
             (
-                json!({"ipMasqBackend": "iptables"}),
-                "unsupported field: ipMasqBackend is \"iptables\"",
-            ),
-            (
                 json!({"ipam": {"routes": [{"dst": "10.0.0.0/8", "scope": 254}]}}),
                 "unsupported field: ipam.routes[0].scope is 254",
+            ),
+            (
+                json!({"ipMasqBackend": "iptables"}),
+                "unsupported field: ipMasqBackend is \"iptables\"",
             ),
         ];
         for (changes, expected) in table {

@@ -3,6 +3,7 @@
 pub mod add;
 pub mod check;
 pub mod del;
+pub mod flannel;
 pub mod gc;
 pub mod loopback;
 pub mod ports;
@@ -27,7 +28,7 @@ pub fn run(plugin: Plugin, request: &Request) -> Result<String, Error> {
         Request::Check(call, netns) => check::run(plugin, call, netns)?,
         Request::Gc(call) => gc::run(plugin, call)?,
         Request::Status(call) => status::run(plugin, call)?,
-        Request::Version => return Ok(output::versions()),
+        Request::Version => return Ok(output::versions(plugin.oldest_version())),
     }
     Ok(String::new())
 }

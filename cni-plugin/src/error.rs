@@ -7,9 +7,12 @@ use crate::args::ArgsError;
 use crate::bridge::BridgeError;
 use crate::command::check::Difference;
 use crate::delegate::DelegateError;
+use crate::external::ExternalError;
 use crate::invocation::InvocationError;
 use crate::ipam::config::HostLocalError;
+use crate::ipam::fixed::FixedError;
 use crate::ipam::range::RangeSet;
+use crate::ipam::source::SourceError;
 use crate::ipam::store::StoreError;
 use crate::ipam::{IpamError, NoAddress};
 use crate::kernel::KernelError;
@@ -53,7 +56,7 @@ pub enum Error {
     Args(#[from] ArgsError),
     /// Addresses cannot be handed out as configured.
     #[error(transparent)]
-    HostLocal(#[from] HostLocalError),
+    Source(#[from] SourceError),
     /// Ports cannot be led as configured.
     #[error(transparent)]
     Ports(#[from] PortMapError),
@@ -72,6 +75,12 @@ pub enum Error {
     /// There is no address.
     #[error(transparent)]
     Ipam(#[from] IpamError),
+    /// Somebody else's plugin did not do what it was to do.
+    #[error(transparent)]
+    External(#[from] ExternalError),
+    /// Somebody else's plugin gave no addresses and said that all is well.
+    #[error("IPAM plugin returned missing IP config")]
+    NothingGiven,
     /// The sandbox is of no use.
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
@@ -157,18 +166,18 @@ impl Error {
             Self::NotAvailable(_) | Self::NoAddresses(_) | Self::NoBridge(_) => {
                 PLUGIN_NOT_AVAILABLE
             }
-            Self::NetConf(_) | Self::HostLocal(HostLocalError::Json(_)) => UNDECODABLE,
+            Self::NetConf(_) => UNDECODABLE,
+            Self::Source(error) | Self::Bridge(BridgeError::Ipam(error)) => source_code(error),
             Self::ValidAttachments(_) => UNDECODABLE,
             Self::Remains(errors) => errors.first().map_or(INTERNAL, Self::code),
             Self::Ports(error) | Self::Bridge(BridgeError::Ports(error)) => ports_code(error),
             Self::NotChained => INVALID_CONFIGURATION,
             Self::Args(_) => INVALID_ENVIRONMENT,
-            Self::HostLocal(_) => INVALID_CONFIGURATION,
             Self::NotLoopback(_) => IN_THE_WAY,
             Self::Delegate(_) => INVALID_CONFIGURATION,
-            Self::Bridge(
-                BridgeError::Json(_) | BridgeError::HostLocal(HostLocalError::Json(_)),
-            ) => UNDECODABLE,
+            Self::Bridge(BridgeError::Json(_)) => UNDECODABLE,
+            Self::External(error) => external_code(error),
+            Self::NothingGiven => INTERNAL,
             Self::Bridge(BridgeError::Unsupported { .. }) => UNSUPPORTED_FIELD,
             Self::Bridge(BridgeError::Args(_)) => INVALID_ENVIRONMENT,
             Self::Bridge(_) => INVALID_CONFIGURATION,
@@ -198,11 +207,16 @@ impl Error {
             Self::Invocation(InvocationError::IfName(
                 fabric::link_name::InvalidLinkName::TooLong(_),
             )) => "interface name should be less than 16 characters".to_owned(),
-            Self::Invocation(InvocationError::Version(VersionError::Incompatible { config })) => {
-                let ours: Vec<_> = Version::ALL.map(|v| format!("{:?}", v.as_str())).into();
+            Self::Invocation(InvocationError::Version(VersionError::Incompatible {
+                config,
+                oldest,
+            })) => {
+                let ours: Vec<_> =
+                    Version::since(*oldest).map(|v| format!("{:?}", v.as_str())).collect();
                 format!("config is {config:?}, plugin supports [{}]", ours.join(" "))
             }
             Self::Difference(Difference::State(plan)) => plan.clone(),
+            Self::External(ExternalError::Reported { details, .. }) => details.clone(),
             _ => String::new(),
         }
     }
@@ -241,11 +255,32 @@ fn invocation_code(error: &InvocationError) -> u32 {
     }
 }
 
+fn source_code(error: &SourceError) -> u32 {
+    match error {
+        SourceError::Unsupported(_) | SourceError::Scope { .. } => UNSUPPORTED_FIELD,
+        SourceError::HostLocal(HostLocalError::Json(_))
+        | SourceError::Static(FixedError::Json(_)) => UNDECODABLE,
+        SourceError::HostLocal(_) | SourceError::Static(_) => INVALID_CONFIGURATION,
+    }
+}
+
 fn ports_code(error: &PortMapError) -> u32 {
     match error {
         PortMapError::Json(_) => UNDECODABLE,
         PortMapError::Unsupported { .. } => UNSUPPORTED_FIELD,
         _ => INVALID_CONFIGURATION,
+    }
+}
+
+/// What a plugin says itself is passed on as it is.
+fn external_code(error: &ExternalError) -> u32 {
+    match error {
+        ExternalError::Reported { code, .. } => *code,
+        ExternalError::NoName | ExternalError::Name(_) => INVALID_CONFIGURATION,
+        ExternalError::NoPaths => INVALID_ENVIRONMENT,
+        ExternalError::NotFound { .. } | ExternalError::Run { .. } => IO,
+        ExternalError::Unreported { .. } => INTERNAL,
+        ExternalError::Result { .. } => UNDECODABLE,
     }
 }
 

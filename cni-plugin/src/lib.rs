@@ -19,6 +19,7 @@ pub mod version;
 pub mod attachment;
 pub mod bridge;
 pub mod delegate;
+pub mod external;
 pub mod ipam;
 pub mod masquerade;
 pub mod portmap;

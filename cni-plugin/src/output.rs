@@ -16,10 +16,11 @@ pub fn pretty(document: &impl Serialize) -> String {
     String::from_utf8(text).expect("JSON is text")
 }
 
-/// Writes the answer to VERSION, on a line of its own.
-pub fn versions() -> String {
-    let supported = Version::ALL.map(Version::as_str);
-    let answer = Versions { cni_version: Version::NEWEST.as_str(), supported_versions: supported };
+/// Writes the answer to VERSION of a plugin that speaks all versions from `oldest` on, on a line of
+/// its own.
+pub fn versions(oldest: Version) -> String {
+    let supported_versions = Version::since(oldest).map(Version::as_str).collect();
+    let answer = Versions { cni_version: Version::NEWEST.as_str(), supported_versions };
     let answer = serde_json::to_string(&answer).expect("memory takes every byte");
     format!("{answer}\n")
 }
@@ -28,5 +29,5 @@ pub fn versions() -> String {
 #[serde(rename_all = "camelCase")]
 struct Versions {
     cni_version: &'static str,
-    supported_versions: [&'static str; Version::ALL.len()],
+    supported_versions: Vec<&'static str>,
 }

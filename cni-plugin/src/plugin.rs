@@ -3,6 +3,8 @@
 use std::fmt;
 use std::path::Path;
 
+use crate::version::Version;
+
 /// A plugin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Plugin {
@@ -16,12 +18,14 @@ pub enum Plugin {
     Loopback,
     /// Leads ports of the node to a pod.
     Portmap,
+    /// Hands out the addresses that the configuration names.
+    Static,
 }
 
 impl Plugin {
     /// All of them.
-    pub const ALL: [Self; 5] =
-        [Self::Flannel, Self::Bridge, Self::HostLocal, Self::Loopback, Self::Portmap];
+    pub const ALL: [Self; 6] =
+        [Self::Flannel, Self::Bridge, Self::HostLocal, Self::Loopback, Self::Portmap, Self::Static];
 
     /// Returns the name that network lists have for it.
     pub const fn as_str(self) -> &'static str {
@@ -31,6 +35,20 @@ impl Plugin {
             Self::HostLocal => "host-local",
             Self::Loopback => "loopback",
             Self::Portmap => "portmap",
+            Self::Static => "static",
+        }
+    }
+
+    /// Returns the oldest version of the specification that it can work with: some cannot without
+    /// the result of the plugins before them.
+    pub const fn oldest_version(self) -> Version {
+        match self {
+            Self::Flannel
+            | Self::Bridge
+            | Self::HostLocal
+            | Self::Loopback
+            | Self::Portmap
+            | Self::Static => Version::V0_1_0,
         }
     }
 

@@ -31,7 +31,7 @@ pub fn run(plugin: Plugin, variable: impl Fn(&str) -> Option<String>, stdin: imp
         Err(error) => return failure(&error.into(), Version::NEWEST),
     };
     let version = invocation.version();
-    let request = invocation.request().map_err(Error::from);
+    let request = invocation.request(plugin.oldest_version()).map_err(Error::from);
     let document = request.and_then(|request| command::run(plugin, &request));
     document.map_or_else(|error| failure(&error, version), Outcome::Success)
 }
@@ -51,7 +51,8 @@ fn is_by_hand(variable: impl Fn(&str) -> Option<String>) -> bool {
 
 /// Monitoring scripts read this.
 fn about(plugin: Plugin) -> String {
-    let versions = Version::ALL.map(Version::as_str).join(", ");
+    let versions: Vec<_> = Version::since(plugin.oldest_version()).map(Version::as_str).collect();
+    let versions = versions.join(", ");
     format!(
         "CNI Plugin {plugin} version v{} ({}/{})\nCNI protocol versions supported: {versions}\n",
         env!("CARGO_PKG_VERSION"),

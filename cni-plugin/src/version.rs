@@ -33,6 +33,8 @@ pub enum VersionError {
     Incompatible {
         /// What the configuration says.
         config: String,
+        /// The oldest version that the plugin speaks.
+        oldest: Version,
     },
     /// The command came into being after that version.
     #[error("config version does not allow {0}")]
@@ -78,12 +80,17 @@ impl Version {
         }
     }
 
+    /// Returns all from `oldest` on.
+    pub fn since(oldest: Self) -> impl Iterator<Item = Self> {
+        Self::ALL.into_iter().filter(move |version| *version >= oldest)
+    }
+
     /// Chooses the version for `command` under a configuration with this `cniVersion`, which is empty
-    /// if the configuration has none.
+    /// if the configuration has none, for a plugin that speaks all versions from `oldest` on.
     ///
     /// # Errors
-    /// If we do not speak the version, or if it does not have the command.
-    pub fn negotiate(config: &str, command: Command) -> Result<Self, VersionError> {
+    /// If the plugin does not speak the version, or if that does not have the command.
+    pub fn negotiate(config: &str, command: Command, oldest: Self) -> Result<Self, VersionError> {
         if let Some(since) = since(command) {
             let number = parse(config)?;
             if number < parse(since.as_str())? {
@@ -93,7 +100,8 @@ impl Version {
                 return Err(VersionError::TooNewFor(command));
             }
         }
-        Self::exact(config).ok_or_else(|| VersionError::Incompatible { config: config.to_owned() })
+        let version = Self::exact(config).filter(|version| *version >= oldest);
+        version.ok_or_else(|| VersionError::Incompatible { config: config.to_owned(), oldest })
     }
 
     /// Returns the version with exactly this text; nothing stands for the oldest.
@@ -136,17 +144,29 @@ fn parse(version: &str) -> Result<[u32; 3], VersionError> {
 mod tests {
     use super::*;
 
+    fn negotiate(config: &str, command: Command) -> Result<Version, VersionError> {
+        Version::negotiate(config, command, Version::V0_1_0)
+    }
+
     #[test]
     fn a_configuration_gets_exactly_its_version() {
         for version in Version::ALL {
-            assert_eq!(Version::negotiate(version.as_str(), Command::Add), Ok(version));
+            assert_eq!(negotiate(version.as_str(), Command::Add), Ok(version));
         }
-        assert_eq!(Version::negotiate("", Command::Add), Ok(Version::V0_1_0));
+        assert_eq!(negotiate("", Command::Add), Ok(Version::V0_1_0));
         for foreign in ["0.3", "0.3.2", "1.0", "2.0.0", " 1.0.0", "v1.0.0"] {
-            let config = foreign.to_owned();
-            let expected = Err(VersionError::Incompatible { config });
-            assert_eq!(Version::negotiate(foreign, Command::Del), expected);
+            let (config, oldest) = (foreign.to_owned(), Version::V0_1_0);
+            let expected = Err(VersionError::Incompatible { config, oldest });
+            assert_eq!(negotiate(foreign, Command::Del), expected);
         }
+    }
+
+    #[test]
+    fn a_plugin_may_need_what_old_versions_lack() {
+        let oldest = Version::V0_4_0;
+        assert_eq!(Version::negotiate("0.4.0", Command::Del, oldest), Ok(oldest));
+        let expected = Err(VersionError::Incompatible { config: "0.3.1".to_owned(), oldest });
+        assert_eq!(Version::negotiate("0.3.1", Command::Del, oldest), expected);
     }
 
     #[test]
@@ -166,7 +186,7 @@ mod tests {
             ("one", Command::Gc, Some("invalid version \"one\": a part is not a number")),
         ];
         for (config, command, expected) in table {
-            let error = Version::negotiate(config, command).err().map(|error| error.to_string());
+            let error = negotiate(config, command).err().map(|error| error.to_string());
             assert_eq!(error.as_deref(), expected, "{command} {config}");
         }
     }

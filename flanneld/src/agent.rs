@@ -27,10 +27,11 @@ use crate::kernel::{self, Kernel};
 use crate::lease::LeaseKey;
 use crate::lease::acquire::Request;
 use crate::masquerade::RuleOptions;
+use crate::notifications::Notifications;
 use crate::reconciler::{self, Channels, Node};
 use crate::shutdown::Shutdown;
 use crate::store::{DirectoryStore, EtcdStore, LeaseStore, StoreError};
-use crate::{clock, health, notifications, readdress, renewal, retry};
+use crate::{clock, health, readdress, renewal, retry};
 
 /// The network configuration is asked for this often until there is a valid one.
 const CONFIG_RETRY: Duration = Duration::from_secs(1);
@@ -156,9 +157,15 @@ async fn serve(
         random_fully: options.random_fully,
         forward: options.forward_rules,
     };
-    let (devices, underlay) = (backends.devices(), interface.name);
     let kernel = Kernel::start().map_err(system("start the thread that speaks to the kernel"))?;
-    let node = Node { backends, networks, rules, subnet_file: options.subnet_file, kernel };
+    let node = Node {
+        backends,
+        underlay: interface.name,
+        networks,
+        rules,
+        subnet_file: options.subnet_file,
+        kernel,
+    };
 
     let (updates, leases) = mpsc::channel(UPDATES);
     let (published, current) = watch::channel(None);
@@ -173,19 +180,18 @@ async fn serve(
         Err(error) => error!(%error, "the new interface cannot be used"),
     };
     let (doubts, doubted) = mpsc::channel(1);
-    let (wake, kernel_changes) = mpsc::channel(1);
+    let underlay_changed = Notify::new();
+    let notifications = Notifications::open(&underlay_changed).map_err(deaf)?;
     let is_ready = ready.subscribe();
     let relist = Notify::new();
     let renewal = renewal::Channels { doubts: doubted, attributes, published, relist: &relist };
     let channels =
-        Channels { leases, backends: rebuilt, held: current, doubts, kernel_changes, ready };
+        Channels { leases, backends: rebuilt, held: current, doubts, notifications, ready };
     tokio::select! {
         () = store.watch(updates, &relist) => Ok(()),
         () = renewal::keep(&store, request, options.renew_margin, clock::since_boot, renewal) => Ok(()),
-        error = notifications::links(devices, underlay, wake.clone()) => Err(deaf(error)),
-        error = notifications::rules(wake) => Err(deaf(error)),
-        () = reconciler::run(node, channels) => Ok(()),
-        () = readdress::follow(&options.interface, interface, moved) => Ok(()),
+        ended = reconciler::run(node, channels) => ended.map_err(deaf),
+        () = readdress::follow(&options.interface, interface, &underlay_changed, moved) => Ok(()),
         () = notify_supervisor(is_ready) => Ok(()),
     }
 }

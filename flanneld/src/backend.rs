@@ -5,6 +5,7 @@ mod peers;
 pub(crate) mod udp;
 mod vxlan;
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
 use fabric::link_name::LinkName;
@@ -118,7 +119,7 @@ impl Backends {
     }
 
     /// Returns the links that the backends make.
-    pub(crate) fn devices(&self) -> Vec<LinkName> {
+    pub(crate) fn devices(&self) -> BTreeSet<LinkName> {
         self.by_family.values().filter_map(|backend| backend.device()).collect()
     }
 

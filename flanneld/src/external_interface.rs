@@ -68,6 +68,16 @@ impl fmt::Display for ExternalInterface {
     }
 }
 
+impl ExternalInterface {
+    /// Returns the interface as it is now, if it is there and still has the addresses.
+    pub(crate) fn as_in(&self, inventory: &Inventory) -> Option<Self> {
+        let now = inventory.interfaces.iter().find(|interface| interface.name == self.name)?;
+        let is_there = |wanted: &NodeAddress| now.addresses.iter().any(|now| now.ip == wanted.ip);
+        let mtu = Mtu::new(now.mtu)?;
+        self.addresses.values().all(is_there).then_some(Self { mtu, ..self.clone() })
+    }
+}
+
 /// What the kernel says about the way to the address of `--iface-can-reach`.
 pub(crate) type Reach = Option<(LinkName, Option<IpAddr>)>;
 

@@ -6,7 +6,6 @@
 
 use std::sync::mpsc as blocking;
 use std::thread;
-use std::time::{Duration, Instant};
 
 use fabric::link_name::LinkName;
 use fabric::netlink::{ApplyError, NetlinkError, Report, Scope, Socket, converge};
@@ -37,8 +36,6 @@ pub(crate) struct Outcome {
     pub(crate) node_failures: Vec<String>,
     /// What failed of those that concern one peer each.
     pub(crate) peer_failures: Vec<String>,
-    /// How long it took.
-    pub(crate) duration: Duration,
 }
 
 impl Outcome {
@@ -84,7 +81,6 @@ impl Kernel {
 }
 
 fn make_true(socket: &mut Socket, data_path: &mut Option<DataPath>, wanted: Wanted) -> Outcome {
-    let start = Instant::now();
     let mut outcome = Outcome::default();
     match converge(socket, &wanted.scope, &wanted.state) {
         Ok(Report { plan, failures }) => {
@@ -106,7 +102,6 @@ fn make_true(socket: &mut Socket, data_path: &mut Option<DataPath>, wanted: Want
     {
         outcome.node_failures.push(chain(&error));
     }
-    outcome.duration = start.elapsed();
     outcome
 }
 

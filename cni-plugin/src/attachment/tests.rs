@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::invocation::Id;
+use crate::ipam::source::Source;
 
 fn attachment() -> Attachment {
     Attachment {
@@ -44,7 +45,7 @@ fn dual_stack() -> Vec<Ip> {
 }
 
 fn desired_with(bridge: &Bridge, ips: &[Ip]) -> Desired {
-    let routes = routes(bridge, ips);
+    let routes = routes(bridge, bridge.ipam.as_ref().map_or(&[][..], Source::routes), ips);
     desired(&attachment(), Path::new("/run/netns/x"), bridge, ips, &routes)
 }
 
@@ -139,8 +140,9 @@ fn the_node_is_as_much_of_a_gateway_as_configured() {
 fn a_default_route_of_the_template_replaces_ours_if_it_has_a_gateway() {
     let with_route = |route: Value| {
         let ipam = json!({"type": "host-local", "routes": [route]});
-        let routes = routes(&bridge(&[("ipam", ipam)]), &v4());
-        serde_json::to_value(routes).unwrap()
+        let bridge = bridge(&[("ipam", ipam)]);
+        serde_json::to_value(routes(&bridge, bridge.ipam.as_ref().unwrap().routes(), &v4()))
+            .unwrap()
     };
     let elsewhere = json!({"dst": "0.0.0.0/0", "gw": "10.1.2.9"});
     assert_eq!(with_route(elsewhere.clone()), json!([elsewhere]));
@@ -289,4 +291,18 @@ fn properties_that_others_may_change_need_not_last() {
     let names: Vec<_> = desired.host.links.keys().map(LinkName::as_str).collect();
     assert_eq!(names, ["cni0", "veth0a1b2c3d"]);
     assert_eq!(desired.filter, None);
+}
+
+#[test]
+fn a_subnet_without_gateway_gets_its_first_address_if_the_node_is_one() {
+    let bare = |address: &str| Ip { gateway: None, ..ip(address, "::") };
+    let completed = |changes: &[(&str, Value)]| {
+        let mut ips = [bare("10.1.2.5/24"), bare("fd00::5/64"), ip("10.3.0.9/16", "10.3.0.7")];
+        complete_gateways(&bridge(changes), &mut ips);
+        ips.map(|ip| ip.gateway.map(|gateway| gateway.to_string()))
+    };
+    let expected = ["10.1.2.1", "fd00::1", "10.3.0.7"].map(|gateway| Some(gateway.to_owned()));
+    assert_eq!(completed(&[]), expected);
+    let no_gateway = [("isGateway", json!(false)), ("isDefaultGateway", json!(false))];
+    assert_eq!(completed(&no_gateway), [None, None, Some("10.3.0.7".to_owned())]);
 }

@@ -8,25 +8,20 @@ use fabric::link_name::LinkName;
 use fabric::netlink::{LinkMonitor, Socket, observe};
 use fabric::netns::Netns;
 use fabric::netstate::{Link, NetState};
-use fabric::subnet_file::SubnetFile;
 
 use crate::args::Args;
 use crate::attachment::{self, Desired, host_veth};
 use crate::bridge::Bridge;
-use crate::command::{del, loopback, ports};
-use crate::delegate;
+use crate::command::{del, flannel, loopback, ports};
 use crate::error::Error;
 use crate::filter;
 use crate::invocation::{Attachment, Call};
-use crate::ipam::config::HostLocal;
-use crate::ipam::{self, Allocation};
+use crate::ipam::source::{Given, Source};
 use crate::kernel::{self, KernelError, links};
-use crate::netconf::NetConf;
 use crate::plugin::Plugin;
 use crate::result::{AddResult, Interface, Ip, ResultError};
 use crate::sandbox;
 use crate::sharing::{check_host, check_sandbox};
-use crate::state::StateFile;
 use crate::version::Version;
 
 /// How long the kernel may take to open the attachment's port of the bridge. A few milliseconds are
@@ -42,40 +37,27 @@ const BRIDGE_PATIENCE: Duration = Duration::from_secs(1);
 /// If anything fails. Then everything is as it was before, but for what attachments share.
 pub fn run(plugin: Plugin, call: &Call, netns: &Path) -> Result<AddResult, Error> {
     match plugin {
-        Plugin::Flannel => flannel(call, netns),
+        Plugin::Flannel => flannel::add(call, netns),
         Plugin::Bridge => {
-            let site = Site::open(call, netns)?;
+            let sandbox = sandbox::open(netns, call.own_netns_allowed)?;
             let bridge = Bridge::new(&call.config, &call.args)?;
-            site.check(&bridge)?.attach(bridge, false)
+            Site::of(call, netns, sandbox)?.check(&bridge)?.attach(bridge, false)
         }
-        Plugin::HostLocal => host_local(call),
+        Plugin::HostLocal | Plugin::Static => addresses(plugin, call, netns),
         Plugin::Loopback => loopback::add(call, netns),
         Plugin::Portmap => ports::add(call),
     }
 }
 
-fn flannel(call: &Call, netns: &Path) -> Result<AddResult, Error> {
-    let conf = NetConf::new(&call.config)?;
-    let site = Site::open(call, netns)?;
-    let subnet_file = SubnetFile::read(&conf.subnet_file).map_err(Error::SubnetFile)?;
-    let delegate = delegate::configuration(&conf, &subnet_file)?;
-    let bridge = delegate::bridge(&delegate, &call.args)?;
-    let site = site.check(&bridge)?;
-    let saved = StateFile::of(&conf.data_dir, &call.attachment.container).save(&delegate)?;
-    let result = site.attach(bridge, saved.is_first())?;
-    saved.commit();
-    Ok(result)
-}
-
-fn host_local(call: &Call) -> Result<AddResult, Error> {
-    let conf = HostLocal::new(&call.config, &Args::parse(&call.args)?)?;
-    let dns = ipam::dns(&conf)?;
-    let ips = ipam::allocate(&conf, &call.attachment, false)?.commit();
-    Ok(AddResult { interfaces: Vec::new(), ips, routes: conf.routes, dns })
+fn addresses(plugin: Plugin, call: &Call, netns: &Path) -> Result<AddResult, Error> {
+    let source = Source::of_plugin(plugin, &call.config, &Args::parse(&call.args)?)?;
+    let given = source.map(|source| source.take(call, netns, false)).transpose()?;
+    let Given { addresses, routes, dns } = given.unwrap_or_default();
+    Ok(AddResult { interfaces: Vec::new(), ips: addresses.commit(), routes, dns })
 }
 
 /// Where an attachment is to be made.
-struct Site<'a> {
+pub(super) struct Site<'a> {
     call: &'a Call,
     netns: &'a Path,
     sandbox: Netns,
@@ -84,14 +66,13 @@ struct Site<'a> {
 }
 
 impl<'a> Site<'a> {
-    fn open(call: &'a Call, netns: &'a Path) -> Result<Self, Error> {
-        let sandbox = sandbox::open(netns, call.own_netns_allowed)?;
+    pub(super) fn of(call: &'a Call, netns: &'a Path, sandbox: Netns) -> Result<Self, Error> {
         let inside = sandbox::inside(&sandbox, Socket::open)?.map_err(KernelError::from)?;
         Ok(Self { call, netns, sandbox, inside })
     }
 
     /// Finds out what is in the way before anything is done.
-    fn check(mut self, bridge: &Bridge) -> Result<Self, Error> {
+    pub(super) fn check(mut self, bridge: &Bridge) -> Result<Self, Error> {
         if bridge.ipam.is_none() && self.call.version < Version::V0_3_0 {
             return Err(ResultError::NoAddresses.into());
         }
@@ -101,24 +82,26 @@ impl<'a> Site<'a> {
     }
 
     /// Takes addresses and connects the sandbox. It cannot have addresses already if it is `fresh`.
-    fn attach(self, bridge: Bridge, fresh: bool) -> Result<AddResult, Error> {
-        let Self { call: Call { attachment, .. }, netns, sandbox, inside } = self;
-        let configured = bridge.ipam.as_ref().map(ipam::dns).transpose()?.unwrap_or_default();
-        let addresses = bridge.ipam.as_ref();
-        let addresses =
-            addresses.map(|ipam| ipam::allocate(ipam, attachment, fresh)).transpose()?;
-        let ips = addresses.as_ref().map_or(&[][..], |addresses| &addresses.ips);
-        let routes = attachment::routes(&bridge, ips);
+    pub(super) fn attach(self, bridge: Bridge, fresh: bool) -> Result<AddResult, Error> {
+        let Self { call, netns, sandbox, inside } = self;
+        let attachment = &call.attachment;
+        let given = bridge.ipam.as_ref().map(|source| source.take(call, netns, fresh));
+        let Given { mut addresses, routes, dns } = given.transpose()?.unwrap_or_default();
+        attachment::complete_gateways(&bridge, &mut addresses.ips);
+        let ips = &addresses.ips;
+        let routes = attachment::routes(&bridge, &routes, ips);
         let desired = attachment::desired(attachment, netns, &bridge, ips, &routes);
         let before = attach(attachment, &bridge, &desired, &sandbox, inside)?;
         filter::forget_earlier_flows(&bridge.ports, &attachment::addresses(ips));
-        let ips = addresses.map(Allocation::commit).unwrap_or_default();
-        let ips = ips.into_iter().map(|ip| Ip { interface: Some(SANDBOX_INTERFACE), ..ip });
+        let ips = addresses
+            .commit()
+            .into_iter()
+            .map(|ip| Ip { interface: Some(SANDBOX_INTERFACE), ..ip });
         Ok(AddResult {
             interfaces: interfaces(attachment, &bridge, netns, &before, &desired),
             ips: ips.collect(),
             routes,
-            dns: bridge.dns.unwrap_or(configured),
+            dns: bridge.dns.unwrap_or(dns),
         })
     }
 }

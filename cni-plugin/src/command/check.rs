@@ -3,34 +3,27 @@
 //! Later plugins of the list and the administrator may have added things or replaced routes; that is
 //! no difference. What is missing or was changed is told as the commands that would mend it.
 
-use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::net::IpAddr;
 use std::path::Path;
 
 use fabric::netlink::{Scope, Socket, observe};
 use fabric::netns::Netns;
 use fabric::netstate::NetState;
 use fabric::plan::{Plan, diff};
-use fabric::subnet_file::SubnetFile;
 
 use crate::args::Args;
 use crate::attachment::{self, Made};
 use crate::bridge::{Bridge, lookup};
-use crate::command::{loopback, ports};
-use crate::delegate;
+use crate::command::{flannel, loopback, ports};
 use crate::error::Error;
 use crate::filter;
-use crate::invocation::{Attachment, Call};
-use crate::ipam::config::HostLocal;
-use crate::ipam::store::{Owner, Store};
+use crate::invocation::Call;
+use crate::ipam::source::{Source, SourceDifference};
 use crate::kernel::KernelError;
-use crate::netconf::NetConf;
 use crate::plugin::Plugin;
 use crate::result::AddResult;
 use crate::sandbox;
 use crate::sharing::among_others;
-use crate::state::{State, StateFile};
 
 /// What a CHECK found.
 #[derive(Debug, thiserror::Error)]
@@ -46,9 +39,9 @@ pub enum Difference {
         /// The sandbox of the attachment.
         wanted: String,
     },
-    /// An address is not noted as that of the attachment.
-    #[error("host-local: Failed to find address added by container {0}")]
-    NotReserved(String),
+    /// The addresses are not those of the attachment.
+    #[error(transparent)]
+    Addresses(SourceDifference),
     /// The loopback interface is of no use.
     #[error("loopback interface is down")]
     LoopbackDown,
@@ -63,15 +56,12 @@ pub enum Difference {
 /// If there is a difference, or if it cannot be found out.
 pub fn run(plugin: Plugin, call: &Call, netns: &Path) -> Result<(), Error> {
     match plugin {
-        Plugin::Flannel => {
-            let sandbox = sandbox::open(netns, call.own_netns_allowed)?;
-            check(call, netns, &sandbox, &of_flannel(call)?)
-        }
+        Plugin::Flannel => flannel::check(call, netns),
         Plugin::Bridge => {
             let sandbox = sandbox::open(netns, call.own_netns_allowed)?;
             check(call, netns, &sandbox, &Bridge::new(&call.config, &call.args)?)
         }
-        Plugin::HostLocal => host_local(call),
+        Plugin::HostLocal | Plugin::Static => addresses(plugin, call, netns),
         Plugin::Loopback => loopback::check(call, netns),
         Plugin::Portmap => ports::check(call),
     }
@@ -84,7 +74,7 @@ fn check(call: &Call, netns: &Path, sandbox: &Netns, bridge: &Bridge) -> Result<
         Difference::OtherSandbox { found, wanted: netns.to_string_lossy().into_owned() }
     })?;
     if let Some(ipam) = &bridge.ipam {
-        check_reserved(ipam, attachment, made.ips.iter().map(|ip| ip.address.ip()))?;
+        ipam.check(call, netns, Some(&attachment::addresses(&made.ips)))?;
     }
     let desired = attachment::made(attachment, netns, bridge, &made, &previous.routes);
     let mut differences = difference(&desired.host)?.to_string();
@@ -99,12 +89,10 @@ fn check(call: &Call, netns: &Path, sandbox: &Netns, bridge: &Bridge) -> Result<
 }
 
 /// Whoever calls it alone does not say which address it gave.
-fn host_local(call: &Call) -> Result<(), Error> {
-    let conf = HostLocal::new(&call.config, &Args::parse(&call.args)?)?;
-    if addresses_of(&conf, &call.attachment)?.is_empty() {
-        return Err(Difference::NotReserved(call.attachment.container.to_string()).into());
-    }
-    Ok(())
+fn addresses(plugin: Plugin, call: &Call, netns: &Path) -> Result<(), Error> {
+    let source = Source::of_plugin(plugin, &call.config, &Args::parse(&call.args)?)?;
+    let previous = previous(call)?.map(|previous| attachment::addresses(&previous.ips));
+    source.map_or(Ok(()), |source| source.check(call, netns, previous.as_deref()))
 }
 
 /// Returns the result of the plugins before this one, or of all of them if the ADD is over.
@@ -115,40 +103,6 @@ pub fn previous(call: &Call) -> Result<Option<AddResult>, Error> {
     let previous = lookup(&call.config, &["prevResult"]).filter(|value| !value.is_null());
     let decoded = previous.map(|result| AddResult::decode(call.version, result.clone()));
     Ok(decoded.transpose()?)
-}
-
-/// What ADD was done with; if that is lost, what it would be done with now.
-fn of_flannel(call: &Call) -> Result<Bridge, Error> {
-    let Call { attachment, args, .. } = call;
-    let conf = NetConf::new(&call.config)?;
-    let file = StateFile::of(&conf.data_dir, &attachment.container);
-    let delegate = match file.read_for(&attachment.network) {
-        State::Delegate(delegate) => delegate,
-        State::Missing | State::Damaged => {
-            let subnet_file = SubnetFile::read(&conf.subnet_file).map_err(Error::SubnetFile)?;
-            delegate::configuration(&conf, &subnet_file)?
-        }
-    };
-    Ok(delegate::bridge(&delegate, args)?)
-}
-
-fn addresses_of(ipam: &HostLocal, attachment: &Attachment) -> Result<BTreeSet<IpAddr>, Error> {
-    match Store::existing(&ipam.data_dir, &attachment.network) {
-        Some(store) => Ok(store.lock()?.addresses_of(&Owner::of(attachment))?),
-        None => Ok(BTreeSet::new()),
-    }
-}
-
-fn check_reserved(
-    ipam: &HostLocal,
-    attachment: &Attachment,
-    mut ips: impl Iterator<Item = IpAddr>,
-) -> Result<(), Error> {
-    let noted = addresses_of(ipam, attachment)?;
-    if ips.all(|ip| noted.contains(&ip)) {
-        return Ok(());
-    }
-    Err(Difference::NotReserved(attachment.container.to_string()).into())
 }
 
 /// Returns what would make `desired` true in the namespace of this thread.

@@ -39,7 +39,7 @@ impl Case {
 
     fn request(&self) -> Result<Request, InvocationError> {
         let lookup = |name: &str| self.variables.get(name).map(|value| (*value).to_owned());
-        Invocation::collect(lookup, self.config.as_bytes())?.request()
+        Invocation::collect(lookup, self.config.as_bytes())?.request(Version::V0_1_0)
     }
 
     fn failure(&self) -> (u32, String, String) {
@@ -211,7 +211,8 @@ proptest! {
         let variable = |name: &str| {
             Some(if name == "CNI_COMMAND" { command.to_owned() } else { value.clone() })
         };
-        let _ = Invocation::collect(variable, config.as_slice()).and_then(Invocation::request);
+        let _ = Invocation::collect(variable, config.as_slice())
+            .and_then(|invocation| invocation.request(Version::V0_1_0));
     }
 
     #[test]

@@ -64,8 +64,13 @@ impl Backend for HostGw {
         let (admitted, left_out) = admit(this, peers, |_| Ok(()));
         let mut desired = Desired { left_out, ..Desired::default() };
         for Admitted { subnet, public_ip, .. } in admitted {
-            let route =
-                Route { link, via: Some(public_ip), onlink: false, protocol: ROUTE_PROTOCOL };
+            let route = Route {
+                link,
+                via: Some(public_ip),
+                onlink: false,
+                protocol: ROUTE_PROTOCOL,
+                source: None,
+            };
             desired.state.routes.insert(RouteKey::main(subnet), route);
         }
         desired

@@ -151,7 +151,8 @@ impl Backend for Udp {
         desired.state.links.insert(link, device);
         let ip = IpNetwork::from(own.network());
         desired.state.addresses.insert(Address { link, ip });
-        let route = Route { link, via: None, onlink: false, protocol: ROUTE_PROTOCOL };
+        let route =
+            Route { link, via: None, onlink: false, protocol: ROUTE_PROTOCOL, source: None };
         desired.state.routes.insert(RouteKey::main(network), route);
         desired.state.sysctls = self.sysctls();
         desired

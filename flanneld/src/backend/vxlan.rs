@@ -179,6 +179,7 @@ impl Backend for Vxlan {
             addresses: true,
             neighbours: true,
             fdb: true,
+            shaping: false,
             routes: Routes::OnLinksAndMarked,
             networks: vec![self.network],
             adopted: Vec::new(),
@@ -213,7 +214,13 @@ impl Vxlan {
         let (link, gateway) = (self.device, subnet.network());
         state.neighbours.insert((link, gateway), mac);
         state.fdb.insert((link, mac), public_ip);
-        let route = Route { link, via: Some(gateway), onlink: true, protocol: ROUTE_PROTOCOL };
+        let route = Route {
+            link,
+            via: Some(gateway),
+            onlink: true,
+            protocol: ROUTE_PROTOCOL,
+            source: None,
+        };
         state.routes.insert(RouteKey::main(subnet), route);
     }
 

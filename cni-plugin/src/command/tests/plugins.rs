@@ -159,6 +159,48 @@ fn host_local_gives_back_whatever_the_configuration_says() {
 }
 
 #[test]
+fn static_gives_what_the_configuration_names() {
+    sandboxed(|| {
+        let conf = |version: &str| {
+            json!({
+                "cniVersion": version,
+                "name": "cbr0",
+                "type": "macvlan",
+                "ipam": {
+                    "type": "static",
+                    "addresses": [{"address": "10.7.0.9/24", "Gateway": "10.7.0.1"}],
+                    "routes": [{"dst": "0.0.0.0/0"}],
+                    "dns": {"nameservers": ["10.0.0.53"]},
+                },
+            })
+        };
+        let result = run(Plugin::Static, "ADD", "one", &conf("1.1.0")).unwrap();
+        let ips = json!([{"address": "10.7.0.9/24", "gateway": "10.7.0.1"}]);
+        let expected = json!({"cniVersion": "1.1.0", "ips": ips, "routes": [{"dst": "0.0.0.0/0"}],
+                              "dns": {"nameservers": ["10.0.0.53"]}});
+        assert_eq!(result, expected);
+        let mut check = conf("1.1.0");
+        check["prevResult"] = result;
+        run(Plugin::Static, "CHECK", "one", &check).unwrap();
+        check["prevResult"]["ips"][0]["address"] = json!("10.7.0.8/24");
+        let other = run(Plugin::Static, "CHECK", "one", &check).unwrap_err();
+        let text = "static: Failed to find address added by container one";
+        assert_eq!(code_and_text(&other), (102, text));
+        run(Plugin::Static, "STATUS", "one", &conf("1.1.0")).unwrap();
+        run(Plugin::Static, "DEL", "one", &conf("0.1.0")).unwrap();
+        run(Plugin::Static, "ADD", "one", &conf("0.2.0")).unwrap();
+
+        let mut bridge = bridge_conf();
+        bridge["ipam"] = conf("1.1.0")["ipam"].clone();
+        let one = Container::new("one");
+        run(Plugin::Bridge, "ADD", "one", &bridge).unwrap();
+        one.ping("10.7.0.1");
+        run(Plugin::Bridge, "DEL", "one", &bridge).unwrap();
+        assert_eq!(remains(), "");
+    });
+}
+
+#[test]
 fn loopback_speaks_every_version() {
     sandboxed(|| {
         let one = Container::new("one");
