@@ -14,11 +14,12 @@ use fabric::netstate::{
     Address, BridgePort, Link, LinkKind, NetState, ROUTE_PROTOCOL, Route, RouteKey, Sysctl,
     VethPeer,
 };
-use fabric::packet_filter::Ruleset;
 use ipnetwork::IpNetwork;
 use sha2::{Digest, Sha256};
 
+use crate::bandwidth;
 use crate::bridge::{Bridge, Gateway};
+use crate::filter::Rules;
 use crate::invocation::Attachment;
 use crate::masquerade;
 use crate::portmap;
@@ -31,8 +32,8 @@ pub struct Desired {
     pub host: NetState,
     /// In the sandbox.
     pub sandbox: NetState,
-    /// Rules, if the attachment has any.
-    pub filter: Option<Ruleset>,
+    /// Rules of the packet filter.
+    pub filter: Rules,
 }
 
 /// Returns what shall be for an attachment with these addresses and routes, whose sandbox is at
@@ -51,17 +52,16 @@ pub fn desired(
     }
 }
 
-fn filter(attachment: &Attachment, bridge: &Bridge, ips: &[Ip]) -> Option<Ruleset> {
-    let mut tables = Vec::new();
-    if bridge.masquerade {
-        let addresses = ips.iter().map(|ip| ip.address);
-        tables.extend(masquerade::rules(attachment, addresses).tables);
-    }
+fn filter(attachment: &Attachment, bridge: &Bridge, ips: &[Ip]) -> Rules {
+    let addresses: Vec<_> = ips.iter().map(|ip| ip.address).collect();
+    let mut rules = match bridge.masquerade {
+        Some(engine) => masquerade::rules(attachment, engine, &addresses),
+        None => Rules::default(),
+    };
     if !bridge.ports.is_empty() {
-        let pod = addresses(ips);
-        tables.extend(portmap::rules(attachment, &bridge.ports, &pod, bridge.name).tables);
+        rules.extend(portmap::rules(attachment, &bridge.ports, &addresses, bridge.name));
     }
-    (!tables.is_empty()).then_some(Ruleset { tables })
+    rules
 }
 
 /// The addresses themselves.
@@ -133,7 +133,7 @@ pub fn made(
     if let Some(mut veth) = desired.host.links.remove(&host_veth(attachment)) {
         (veth.mac, veth.mtu) = (made.veth_mac, None);
         if made.foreign_veth.is_some() {
-            (veth.alias, desired.filter) = (None, None);
+            (veth.alias, desired.filter) = (None, Rules::default());
         }
         desired.host.links.insert(made.foreign_veth.unwrap_or(host_veth(attachment)), veth);
     }
@@ -213,11 +213,17 @@ pub fn of_alias(alias: &str) -> Option<(&str, &str, &str)> {
     parts.next().is_none().then_some(attachment)
 }
 
-/// Whether a link with the name of the host's end is it. A remark may be missing if the ADD was killed
-/// before it came to it.
-pub fn is_host_veth_of(attachment: &Attachment, link: &Link) -> bool {
-    let is_veth = matches!(link.kind, LinkKind::Veth(_));
-    is_veth && link.alias.as_ref().is_none_or(|remark| *remark == alias(attachment))
+/// The names of all links on the host that an attachment may have for itself.
+pub fn host_links(attachment: &Attachment) -> Vec<LinkName> {
+    [host_veth(attachment)].into_iter().chain(bandwidth::ifb_names(attachment)).collect()
+}
+
+/// Whether a link with one of these names is of the attachment. A remark may be missing if somebody
+/// else made the link.
+pub fn is_host_link_of(attachment: &Attachment, name: LinkName, link: &Link) -> bool {
+    let is_veth = name == host_veth(attachment) && matches!(link.kind, LinkKind::Veth(_));
+    let is_marked = link.alias.as_ref().is_none_or(|remark| *remark == alias(attachment));
+    (is_veth && is_marked) || bandwidth::is_ifb_of(attachment, name, link)
 }
 
 /// The Ethernet address that goes with an address.
@@ -250,6 +256,7 @@ fn host(attachment: &Attachment, netns: &Path, bridge: &Bridge, ips: &[Ip]) -> N
     if bridge.ports.leads_loopback() && ips.iter().any(|ip| ip.address.is_ipv4()) {
         state.sysctls.insert(Sysctl::ipv4(bridge.name, "route_localnet"), "1".to_owned());
     }
+    bandwidth::add_to(&mut state, attachment, veth, bridge.mtu, &bridge.limits);
     // A pod must not configure the node.
     for link in [bridge.name, veth] {
         state.sysctls.insert(Sysctl::ipv6(link, "accept_ra"), "0".to_owned());

@@ -17,6 +17,7 @@ pub mod process;
 pub mod version;
 
 pub mod attachment;
+pub mod bandwidth;
 pub mod bridge;
 pub mod delegate;
 pub mod external;
@@ -26,6 +27,7 @@ pub mod portmap;
 pub mod sharing;
 
 pub mod filter;
+pub mod iptables;
 pub mod kernel;
 pub mod sandbox;
 pub mod state;

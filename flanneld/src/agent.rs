@@ -173,6 +173,7 @@ async fn serve(
     let (rebuild, rebuilt) = mpsc::channel(1);
     let moved = async |interface: &ExternalInterface| match configure(interface) {
         Ok(backends) => {
+            store.reconnect();
             publish.send_replace(backends.attributes(interface));
             // Nobody listens any more only when the program is ending.
             let _ending = rebuild.send(backends).await;

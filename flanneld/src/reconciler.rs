@@ -31,7 +31,7 @@ use crate::kernel::{Kernel, Outcome, Wanted};
 use crate::lease::Lease;
 use crate::lease::table::{LeaseTable, LeaseUpdate};
 use crate::masquerade::{self, RuleOptions};
-use crate::notifications::Notifications;
+use crate::notifications::{Interest, Notifications};
 
 /// Finds what no notification told.
 const CHECK_INTERVAL: Duration = Duration::from_secs(60);
@@ -56,6 +56,16 @@ pub(crate) struct Node {
     pub(crate) rules: RuleOptions,
     pub(crate) subnet_file: PathBuf,
     pub(crate) kernel: Kernel,
+}
+
+impl Node {
+    fn interest(&self) -> Interest {
+        Interest {
+            devices: self.backends.devices(),
+            underlay: Some(self.underlay),
+            networks: self.networks.values().copied().collect(),
+        }
+    }
 }
 
 /// Where events come from and where results go.
@@ -114,8 +124,7 @@ pub(crate) async fn run(node: Node, mut channels: Channels<'_>) -> io::Result<()
     reconciler.take(snapshot, &channels.doubts);
     let mut retry = RETRY_MIN;
     loop {
-        let devices = reconciler.node.backends.devices();
-        channels.notifications.restart(devices, reconciler.node.underlay);
+        channels.notifications.restart(reconciler.node.interest());
         let done = reconciler.pass(&channels.ready).await;
         retry = if done { RETRY_MIN } else { (retry * 2).min(RETRY_MAX) };
         let pause = if done { CHECK_INTERVAL } else { retry };
