@@ -106,8 +106,19 @@ impl Scope {
 
     /// Everything that is in one or the other. Each of them has networks, or neither.
     pub fn join(mut self, other: Self) -> Self {
-        let Self { links, addresses, neighbours, fdb, shaping, routes, networks, adopted, sysctls } =
-            other;
+        let Self {
+            links,
+            macs,
+            addresses,
+            neighbours,
+            fdb,
+            shaping,
+            routes,
+            networks,
+            adopted,
+            sysctls,
+        } = other;
+        self.macs.extend(macs);
         self.links.extend(links);
         self.addresses |= addresses;
         self.neighbours |= neighbours;

@@ -160,10 +160,7 @@ fn has_lease(world: &World, n: usize, agent: &Agent) -> Result<(), String> {
         return if agrees { Ok(()) } else { Err(format!("{n} has {key}, but not in the store")) };
     }
     let twin = world.agents.iter().any(|other| {
-        // Who gave way to it cannot see that it has another address by now: a reservation shows no
-        // sign of life.
-        let had_its_ip = other.ip == agent.ip || other.former_ips.contains(&agent.ip);
-        had_its_ip && other.mark != agent.mark && other.confirmed(world.now).is_some()
+        other.ip == agent.ip && other.mark != agent.mark && other.confirmed(world.now).is_some()
     });
     let keys = || world.store.keys.keys();
     let exhausted = world.pools.iter().any(|(family, pool)| {
@@ -173,7 +170,23 @@ fn has_lease(world: &World, n: usize, agent: &Agent) -> Result<(), String> {
             keys().any(|key| key.subnet(family).is_some_and(is_held))
         })
     });
-    if twin || exhausted { Ok(()) } else { Err(format!("{n} has no lease: {:?}", agent.keeper)) }
+    if twin || exhausted || gave_way(world, n, agent) {
+        Ok(())
+    } else {
+        Err(format!("{n} has no lease: {:?}", agent.keeper))
+    }
+}
+
+/// A reservation shows no sign of life: who wrote it last has it, even if that one has gone away
+/// since, until the node starts anew or the subnet is reserved again.
+fn gave_way(world: &World, n: usize, agent: &Agent) -> bool {
+    world.store.keys.values().any(|stored| {
+        let attributes = stored.entry.listed.attributes.as_ref();
+        let is_for_us =
+            attributes.is_some_and(|attributes| attributes.identity() == Some(agent.ip));
+        let is_of_another = matches!(stored.writer, Writer::Machine(writer) if writer != n);
+        stored.entry.lease == 0 && is_for_us && is_of_another
+    })
 }
 
 fn knows_all(world: &World, n: usize, agent: &Agent) -> Result<(), String> {
