@@ -4,6 +4,7 @@ use fabric::plan::diff;
 
 use super::*;
 use crate::lease::{Attributes, LeaseKey, wire};
+use crate::on_link::OnLink;
 
 fn underlay(family: Family) -> Underlay {
     let (ip, public_ip) = match family {
@@ -15,6 +16,7 @@ fn underlay(family: Family) -> Underlay {
         mtu: Mtu::new(1500).unwrap(),
         ip: ip.parse().unwrap(),
         public_ip: public_ip.parse().unwrap(),
+        on_link: OnLink::default(),
     }
 }
 
