@@ -482,7 +482,8 @@ fn permanent<'a>(
 ) -> Option<(LinkName, &'a NeighbourAddress, MacAddr)> {
     let RouteNetlinkMessage::NewNeighbour(message) = row else { return None };
     let link = *names.get(&message.header.ifindex)?;
-    if message.header.state != NeighbourState::Permanent {
+    // `bridge fdb` sets another bit besides (`NUD_NOARP`).
+    if u16::from(message.header.state) & u16::from(NeighbourState::Permanent) == 0 {
         return None;
     }
     let (mut destination, mut mac) = (None, None);
