@@ -125,18 +125,20 @@ impl Backends {
 
     /// Returns what belongs to the backends in the kernel, for a node that holds `own`.
     pub(crate) fn scope(&self, own: &LeaseKey, leases: &[(&LeaseKey, &Attributes)]) -> Scope {
-        let of = |(family, backend): (Family, &Box<dyn Backend>)| {
-            own.subnet(family).map(|_| backend.scope(&peers(family, leases)))
+        let of = |family| {
+            let backend = self.by_family.get(family).filter(|_| own.subnet(family).is_some())?;
+            Some(backend.scope(&peers(family, leases)))
         };
-        self.by_family.iter().filter_map(of).fold(Scope::default(), Scope::join)
+        Family::ALL.into_iter().filter_map(of).fold(Scope::default(), Scope::join)
     }
 
     /// Returns the state that shall be, for a node that holds `own`.
     pub(crate) fn desired(&self, own: &LeaseKey, leases: &[(&LeaseKey, &Attributes)]) -> Desired {
-        let of = |(family, backend): (Family, &Box<dyn Backend>)| {
+        let of = |family| {
+            let backend = self.by_family.get(family)?;
             Some(backend.desired(own.subnet(family)?, &peers(family, leases)))
         };
-        self.by_family.iter().filter_map(of).fold(Desired::default(), Desired::join)
+        Family::ALL.into_iter().filter_map(of).fold(Desired::default(), Desired::join)
     }
 }
 
