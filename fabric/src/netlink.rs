@@ -4,9 +4,12 @@
 //! one thread. A socket stays in the network namespace in which it was opened.
 
 mod apply;
+mod bridge;
 mod interfaces;
 mod link_up;
+mod monitor;
 mod observe;
+mod settled;
 mod shaping;
 mod socket;
 
@@ -14,6 +17,7 @@ pub use apply::{ApplyError, apply};
 pub use interfaces::{DefaultRoute, Interface, InterfaceAddress, Inventory, aliases, route_to};
 pub use link_up::LinkMonitor;
 pub use observe::{Adopted, Routes, Scope, observe};
+pub use settled::{AddressMonitor, Settled};
 pub use socket::{NetlinkError, Refusal, Socket};
 
 use crate::netstate::NetState;
