@@ -9,6 +9,7 @@ mod interfaces;
 mod link_up;
 mod monitor;
 mod observe;
+mod peers;
 mod settled;
 mod shaping;
 mod socket;
@@ -17,6 +18,7 @@ pub use apply::{ApplyError, apply};
 pub use interfaces::{DefaultRoute, Interface, InterfaceAddress, Inventory, aliases, route_to};
 pub use link_up::LinkMonitor;
 pub use observe::{Adopted, Routes, Scope, observe};
+pub use peers::{link_of_index, peer_of};
 pub use settled::{AddressMonitor, Settled};
 pub use socket::{NetlinkError, Refusal, Socket};
 

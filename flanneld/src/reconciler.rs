@@ -30,7 +30,7 @@ use crate::kernel::{Kernel, Outcome, Wanted};
 use crate::lease::table::{LeaseTable, LeaseUpdate};
 use crate::lease::{Lease, LeaseKey};
 use crate::masquerade::{self, RuleOptions};
-use crate::notifications::Notifications;
+use crate::notifications::{Interest, Notifications};
 
 /// Finds what no notification told.
 const CHECK_INTERVAL: Duration = Duration::from_secs(60);
@@ -55,6 +55,16 @@ pub(crate) struct Node {
     pub(crate) rules: RuleOptions,
     pub(crate) subnet_file: PathBuf,
     pub(crate) kernel: Kernel,
+}
+
+impl Node {
+    fn interest(&self) -> Interest {
+        Interest {
+            devices: self.backend.device().into_iter().collect(),
+            underlay: Some(self.underlay),
+            networks: vec![IpNetwork::V4(self.network)],
+        }
+    }
 }
 
 /// Where events come from and where results go.
@@ -113,8 +123,7 @@ pub(crate) async fn run(node: Node, mut channels: Channels<'_>) -> io::Result<()
     reconciler.take(snapshot, &channels.doubts);
     let mut retry = RETRY_MIN;
     loop {
-        let devices = reconciler.node.backend.device().into_iter().collect();
-        channels.notifications.restart(devices, reconciler.node.underlay);
+        channels.notifications.restart(reconciler.node.interest());
         let done = reconciler.pass(&channels.ready).await;
         retry = if done { RETRY_MIN } else { (retry * 2).min(RETRY_MAX) };
         let pause = if done { CHECK_INTERVAL } else { retry };

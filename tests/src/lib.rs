@@ -30,4 +30,5 @@ pub mod pod;
 pub mod runtime;
 pub mod traffic;
 
+pub mod snapshot;
 pub mod statistics;

@@ -12,7 +12,7 @@ use fabric::netstate::{Link, NetState};
 use crate::args::Args;
 use crate::attachment::{self, Desired, host_veth};
 use crate::bridge::Bridge;
-use crate::command::{del, flannel, loopback, ports};
+use crate::command::{bandwidth, del, flannel, loopback, ports};
 use crate::error::Error;
 use crate::filter;
 use crate::invocation::{Attachment, Call};
@@ -21,7 +21,7 @@ use crate::kernel::{self, KernelError, links};
 use crate::plugin::Plugin;
 use crate::result::{AddResult, Interface, Ip, ResultError};
 use crate::sandbox;
-use crate::sharing::{check_host, check_sandbox};
+use crate::sharing::{check_host, check_ifb, check_sandbox};
 use crate::version::Version;
 
 /// How long the kernel may take to open the attachment's port of the bridge. A few milliseconds are
@@ -49,6 +49,7 @@ pub fn run(plugin: Plugin, call: &Call, netns: &Path) -> Result<AddResult, Error
         Plugin::HostLocal | Plugin::Static => addresses(plugin, call, netns),
         Plugin::Loopback => loopback::add(call, netns),
         Plugin::Portmap => ports::add(call),
+        Plugin::Bandwidth => bandwidth::add(call, netns),
     }
 }
 
@@ -101,7 +102,7 @@ impl<'a> Site<'a> {
             .into_iter()
             .map(|ip| Ip { interface: Some(SANDBOX_INTERFACE), ..ip });
         Ok(AddResult {
-            interfaces: interfaces(attachment, &bridge, netns, &before, &desired),
+            interfaces: interfaces(call, &bridge, netns, &before, &desired),
             ips: ips.collect(),
             routes,
             dns: bridge.dns.unwrap_or(dns),
@@ -138,13 +139,15 @@ fn connect(
 ) -> Result<NetState, Error> {
     let veth = host_veth(attachment);
     let monitor = LinkMonitor::open().map_err(KernelError::from)?;
-    let force = bridge.force_address;
-    let check = |observed: &NetState| check_host(veth, &desired.host, observed, force);
+    let check = |observed: &NetState| {
+        check_ifb(attachment, observed)?;
+        check_host(veth, &desired.host, observed, bridge.force_address)
+    };
     if bridge.vlans.filtering {
         // Not every kernel has it. Those that have not say so before there is anything to undo.
         let bridge = desired.host.links.get_key_value(&bridge.name);
         let links = bridge.map(|(name, link)| (*name, link.clone())).into_iter().collect();
-        kernel::ensure(host, &NetState { links, ..NetState::default() }, &check)?;
+        kernel::ensure(host, &NetState { links, ..NetState::default() }, check)?;
     }
     let before = kernel::ensure(host, &desired.host, check)?;
     let addresses = sandbox::inside(sandbox, || -> Result<_, KernelError> {
@@ -185,12 +188,13 @@ fn wait_until_settled(
 const SANDBOX_INTERFACE: usize = 2;
 
 fn interfaces(
-    attachment: &Attachment,
+    call: &Call,
     bridge: &Bridge,
     netns: &Path,
     before: &NetState,
     desired: &Desired,
 ) -> Vec<Interface> {
+    let attachment = &call.attachment;
     let interface = |name, links: &[&BTreeMap<LinkName, Link>]| {
         let mac = links.iter().find_map(|links| links.get(&name)?.mac);
         Interface {
@@ -207,6 +211,7 @@ fn interfaces(
     };
     let gateway = attachment::gateway_link(bridge);
     let of_vlan = desired.host.links.contains_key(&gateway) && gateway != bridge.name;
-    let made = [interface(bridge.name, &host), interface(host_veth(attachment), &host), sandbox];
-    made.into_iter().chain(of_vlan.then(|| interface(gateway, &host))).collect()
+    let links = [interface(bridge.name, &host), interface(host_veth(attachment), &host), sandbox];
+    let links = links.into_iter().chain(of_vlan.then(|| interface(gateway, &host)));
+    links.chain(bandwidth::interface(call, &desired.host)).collect()
 }

@@ -167,14 +167,14 @@ impl Backend for Vxlan {
     fn scope(&self, _peers: &[Peer<'_>]) -> Scope {
         Scope {
             links: BTreeSet::from([self.device]),
+            macs: BTreeSet::from([self.mac]),
             addresses: true,
             neighbours: true,
             fdb: true,
-            shaping: false,
             routes: Routes::OnLinksAndMarked,
             networks: vec![self.network],
-            adopted: None,
             sysctls: self.sysctls().into_keys().collect(),
+            ..Scope::default()
         }
     }
 

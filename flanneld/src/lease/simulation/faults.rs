@@ -41,6 +41,11 @@ pub(super) enum Fault {
     },
     Compact,
     ChangeLeader,
+    /// The clock of the store is set forward, or back.
+    ClockJump {
+        ahead: bool,
+        span: Time,
+    },
     /// The store loses everything.
     Wipe,
     /// An operator deletes a key.
@@ -77,7 +82,7 @@ fn draw(random: &mut Random, agents: usize, operators: bool) -> Fault {
     let agent = random.below(agents);
     let restart = random.millis(100..40_000);
     let span = random.millis(100..70_000);
-    match random.below(if operators { 15 } else { 9 }) {
+    match random.below(if operators { 16 } else { 10 }) {
         0 | 1 => Fault::Crash { agent, restart },
         2 => Fault::Boot { agent, restart },
         3 => Fault::Pause { agent, span },
@@ -86,11 +91,12 @@ fn draw(random: &mut Random, agents: usize, operators: bool) -> Fault {
         6 => Fault::Slow { on: random.chance(50) },
         7 => Fault::Compact,
         8 => Fault::ChangeLeader,
-        9 => Fault::Wipe,
-        10 => Fault::Reserve { agent },
-        11 => Fault::Scribble,
-        12 => Fault::Hijack { agent },
-        13 => Fault::Move { agent },
+        9 => Fault::ClockJump { ahead: random.chance(50), span },
+        10 => Fault::Wipe,
+        11 => Fault::Reserve { agent },
+        12 => Fault::Scribble,
+        13 => Fault::Hijack { agent },
+        14 => Fault::Move { agent },
         _ => Fault::Delete,
     }
 }
@@ -106,6 +112,8 @@ pub(super) fn strike(world: &mut World, fault: Fault) {
             world.crash(agent);
             world.agents[agent].previous = None;
             world.agents[agent].mark = world.random.next();
+            // Its clock starts again.
+            world.agents[agent].offset = world.random.millis(0..1_000_000_000);
             world.at(now + restart, Event::Start { agent });
         }
         Fault::Pause { agent, span } => {
@@ -128,6 +136,12 @@ pub(super) fn strike(world: &mut World, fault: Fault) {
             world.history_is_gone();
         }
         Fault::ChangeLeader => world.store.change_leader(now),
+        Fault::ClockJump { ahead: true, span } => {
+            tamper_with_all(world);
+            world.store.jump_ahead(span);
+        }
+        // What was renewed in the future counts as renewed now.
+        Fault::ClockJump { ahead: false, .. } => world.store.change_leader(now),
         Fault::Heal => heal(world),
         by_operator => interfere(world, by_operator),
     }
@@ -137,9 +151,7 @@ fn interfere(world: &mut World, fault: Fault) {
     let now = world.now;
     match fault {
         Fault::Wipe => {
-            for subnet in all_subnets(world) {
-                world.tampered.insert(subnet, now);
-            }
+            tamper_with_all(world);
             world.store.wipe();
             world.history_is_gone();
             world.break_all_streams();
@@ -192,6 +204,12 @@ fn readdress(world: &mut World, number: usize) {
         if keeper.step() != before {
             world.drive(number);
         }
+    }
+}
+
+fn tamper_with_all(world: &mut World) {
+    for subnet in all_subnets(world) {
+        world.tampered.insert(subnet, world.now);
     }
 }
 

@@ -155,6 +155,12 @@ impl Store {
         *self = Self { next_lease, ..Self::new(self.ttl) };
     }
 
+    /// The clock of the store is set forward: every lease looks as if it had not been renewed for
+    /// that long.
+    pub(super) fn jump_ahead(&mut self, span: Time) {
+        self.leases.values_mut().for_each(|renewed| *renewed = renewed.saturating_sub(span));
+    }
+
     /// A new leader gives every lease its whole time again.
     pub(super) fn change_leader(&mut self, now: Time) {
         self.leases.values_mut().for_each(|renewed| *renewed = now);

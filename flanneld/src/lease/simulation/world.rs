@@ -84,7 +84,7 @@ pub(super) struct World {
     sent: usize,
     sequence: u64,
     queue: BinaryHeap<Reverse<(Time, u64)>>,
-    events: BTreeMap<u64, Event>,
+    events: BTreeMap<u64, Box<Event>>,
 }
 
 impl World {
@@ -137,7 +137,7 @@ impl World {
             self.store.expire(at);
             self.tell();
             let event = self.events.remove(&sequence).expect("each is queued once");
-            self.happen(event)?;
+            self.happen(*event)?;
             self.tell();
             checks::beliefs(self)?;
         }
@@ -147,7 +147,7 @@ impl World {
     pub(super) fn at(&mut self, at: Time, event: Event) {
         self.sequence += 1;
         self.queue.push(Reverse((at, self.sequence)));
-        self.events.insert(self.sequence, event);
+        self.events.insert(self.sequence, Box::new(event));
     }
 
     fn happen(&mut self, event: Event) -> Result<(), String> {
@@ -385,9 +385,14 @@ impl World {
 
     fn send_change(&mut self, agent: usize, revision: i64, update: LeaseUpdate) {
         let at = (self.now + self.delay()).max(self.agents[agent].last_change);
+        let twice = self.random.chance(self.loss());
         let a = &mut self.agents[agent];
         a.last_change = at;
         let (boot, stream) = (a.boot, a.stream);
+        if twice {
+            let update = update.clone();
+            self.at(at, Event::Change { agent, boot, stream, revision, update });
+        }
         self.at(at, Event::Change { agent, boot, stream, revision, update });
     }
 
