@@ -29,6 +29,18 @@ pub enum KernelError {
     /// Nobody knows whether somebody else has an address.
     #[error("link {0} still has tentative address {1}")]
     Tentative(LinkName, IpAddr),
+    /// It refused a parameter.
+    #[error("cannot set {key}")]
+    Sysctl {
+        /// Which one.
+        key: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The interface that is to be changed is not there.
+    #[error("failed to lookup {:?}: Link not found", .0.as_str())]
+    NoLink(LinkName),
     /// The attachment stays without connection.
     #[error("bridge port in error state: {0} is not up")]
     PortDown(LinkName),

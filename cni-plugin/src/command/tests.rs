@@ -2,6 +2,7 @@
 
 mod attach;
 mod bridge;
+mod chained;
 mod check;
 mod collect;
 mod delegation;
