@@ -62,6 +62,8 @@ impl NetState {
             fdb,
             routes,
             unrouted,
+            probed,
+            vlans,
             shapers,
             redirects,
             sysctls,
@@ -72,6 +74,8 @@ impl NetState {
         self.fdb.extend(fdb);
         self.routes.extend(routes);
         self.unrouted.extend(unrouted);
+        self.probed.extend(probed);
+        self.vlans.extend(vlans);
         self.shapers.extend(shapers);
         self.redirects.extend(redirects);
         self.sysctls.extend(sysctls);

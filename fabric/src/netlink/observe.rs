@@ -115,6 +115,7 @@ impl Scope {
             addresses,
             neighbours,
             fdb,
+            vlans,
             shaping,
             routes,
             networks,
@@ -126,6 +127,7 @@ impl Scope {
         self.addresses |= addresses;
         self.neighbours |= neighbours;
         self.fdb |= fdb;
+        self.vlans |= vlans;
         self.shaping |= shaping;
         self.routes = self.routes.max(routes);
         self.networks.extend(networks);
