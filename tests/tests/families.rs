@@ -1,6 +1,6 @@
 //! Dual-stack and IPv6-only clusters: every backend that carries IPv6, in every store.
 
-#![expect(clippy::print_stdout, reason = "helpers of tests are tests")]
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests are tests")]
 
 use std::net::IpAddr;
 

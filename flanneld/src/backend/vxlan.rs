@@ -183,11 +183,10 @@ impl Backend for Vxlan {
             addresses: true,
             neighbours: true,
             fdb: true,
-            shaping: false,
             routes: Routes::OnLinksAndMarked,
             networks: vec![self.network],
-            adopted: Vec::new(),
             sysctls: self.sysctls().into_keys().collect(),
+            ..Scope::default()
         }
     }
 
