@@ -94,6 +94,9 @@ impl Vxlan {
         let overhead = overhead(family);
         let room = BackendError::Mtu { mtu: carried.get(), overhead };
         let mtu = carried.inside(overhead).ok_or(room)?;
+        if family == Family::V6 && mtu.get() < Mtu::MIN_IPV6 {
+            return Err(BackendError::Ipv6Mtu { mtu: carried.get(), overhead });
+        }
         let device = device(family, vni).parse().map_err(|_| vni_range())?;
         let mac = device_mac(device);
         let kind = LinkKind::Vxlan(Tunnel {
