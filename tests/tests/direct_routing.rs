@@ -1,6 +1,6 @@
 //! With `DirectRouting`, peers on the network of a node need no tunnel; which these are changes.
 
-#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests are tests")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 use std::fs;
 use std::time::Instant;
