@@ -287,9 +287,8 @@ fn veth_link(attachment: &Attachment, netns: &Path, bridge: &Bridge, ips: &[Ip])
         mac: Some(pod_mac(attachment, bridge, ips)),
         mtu: bridge.mtu,
     };
-    let [.., a, b, c, d, e, f] = digest(attachment);
     Link {
-        mac: Some(MacAddr::local([a, b, c, d, e, f])),
+        mac: Some(host_mac(attachment)),
         mtu: bridge.mtu,
         port: Some(BridgePort { bridge: bridge.name, hairpin: bridge.hairpin }),
         alias: Some(alias(attachment)),
@@ -303,10 +302,19 @@ fn sandbox(
     ips: &[Ip],
     routes: &[result::Route],
 ) -> NetState {
-    let if_name = attachment.if_name;
-    let mut state = NetState::default();
     let mac = Some(pod_mac(attachment, bridge, ips));
     let interface = Link { mac, mtu: bridge.mtu, ..Link::up(LinkKind::Veth(None)) };
+    inside(attachment.if_name, interface, ips, routes)
+}
+
+/// Returns what shall be in a sandbox whose interface has these addresses and routes.
+pub fn inside(
+    if_name: LinkName,
+    interface: Link,
+    ips: &[Ip],
+    routes: &[result::Route],
+) -> NetState {
+    let mut state = NetState::default();
     state.links.insert(if_name, interface);
     state.links.insert(loopback(), Link::up(LinkKind::Loopback));
     state.addresses = ips.iter().map(|ip| Address { link: if_name, ip: ip.address }).collect();
@@ -335,10 +343,20 @@ fn kernel_route(if_name: LinkName, ips: &[Ip], route: &result::Route) -> (RouteK
 }
 
 fn pod_mac(attachment: &Attachment, bridge: &Bridge, ips: &[Ip]) -> MacAddr {
+    bridge.mac.unwrap_or_else(|| own_mac(attachment, ips))
+}
+
+/// The Ethernet address of an interface in a sandbox if nobody asked for another one.
+pub fn own_mac(attachment: &Attachment, ips: &[Ip]) -> MacAddr {
     let [_, _, _, _, a, b, c, d, e, f, ..] = digest(attachment);
     let own = || MacAddr::local([a, b, c, d, e, f]);
-    let by_address = || ips.first().map_or_else(own, |ip| mac_of(ip.address.ip()));
-    bridge.mac.unwrap_or_else(by_address)
+    ips.first().map_or_else(own, |ip| mac_of(ip.address.ip()))
+}
+
+/// The Ethernet address of the host's end.
+pub fn host_mac(attachment: &Attachment) -> MacAddr {
+    let [.., a, b, c, d, e, f] = digest(attachment);
+    MacAddr::local([a, b, c, d, e, f])
 }
 
 fn loopback() -> LinkName {
@@ -350,7 +368,8 @@ fn everything(gateway: IpAddr) -> IpNetwork {
     IpNetwork::new(any, 0).expect("zero is a prefix length")
 }
 
-fn network(ip: IpNetwork) -> IpNetwork {
+/// The network that an address is in.
+pub fn network(ip: IpNetwork) -> IpNetwork {
     IpNetwork::new(ip.network(), ip.prefix()).expect("a prefix of this family")
 }
 
