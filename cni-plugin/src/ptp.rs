@@ -121,7 +121,7 @@ fn host(
     let link = host_veth(attachment);
     let peer = VethPeer {
         name: attachment.if_name,
-        netns: netns.to_owned(),
+        netns: Some(netns.to_owned()),
         mac: pod_mac(ends),
         mtu: ptp.mtu,
     };

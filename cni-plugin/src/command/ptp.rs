@@ -86,7 +86,9 @@ fn connect(
 ) -> Result<(), Error> {
     let veth = host_veth(&call.attachment);
     let monitor = LinkMonitor::open().map_err(KernelError::from)?;
-    kernel::ensure(host, &desired.host, |observed| check_host(&desired.host, observed, false))?;
+    kernel::ensure(host, &desired.host, |observed| {
+        check_host(veth, &desired.host, observed, false)
+    })?;
     sandbox::inside(sandbox, || {
         kernel::ensure(&mut Socket::open()?, &desired.sandbox, |_| Ok(()))
     })??;
