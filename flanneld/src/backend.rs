@@ -104,8 +104,8 @@ impl Backends {
             public_ip,
             public_ipv6,
             backend_type,
-            backend_data: data(Family::V4),
-            backend_v6_data: data(Family::V6),
+            backend_data: data(Family::V4).map(Into::into),
+            backend_v6_data: data(Family::V6).map(Into::into),
         }
     }
 
