@@ -1,0 +1,161 @@
+//! The engine that the rules go into: which one it is, and that the rules are in it and in no other.
+
+use std::fmt;
+
+use fabric::packet_filter::iptables::{self, IpVersion, Iptables, Variant};
+use fabric::packet_filter::nft::Nft;
+use fabric::packet_filter::{self};
+use tracing::{debug, info};
+
+use super::{FamilyRules, NodeRules};
+use super::iptables::tables;
+use super::nftables::ruleset;
+
+/// What evaluates the rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Engine {
+    /// Tables of our own, over netlink.
+    Nftables,
+    /// The tables of everybody, by the programs of iptables. A FORWARD policy of DROP that was set
+    /// there can only be got past there.
+    Iptables,
+}
+
+impl fmt::Display for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Nftables => "nftables",
+            Self::Iptables => "iptables",
+        })
+    }
+}
+
+impl Engine {
+    /// Chooses the engine for packets of these IP versions. The administrator's word counts; without
+    /// it, iptables is flannel's default.
+    pub(crate) fn choose(
+        enable_nftables: Option<bool>,
+        versions: impl IntoIterator<Item = IpVersion>,
+    ) -> Self {
+        let find = |version| Iptables::find(version, Variant::Host);
+        let missing = || versions.into_iter().any(|version| find(version).is_none());
+        let (engine, reason) = match enable_nftables {
+            Some(true) => (Self::Nftables, "EnableNFTables is true"),
+            Some(false) => (Self::Iptables, "EnableNFTables is false"),
+            None if missing() => {
+                (Self::Nftables, "EnableNFTables is not set, and iptables is not installed")
+            }
+            None => (Self::Iptables, "EnableNFTables is not set, and iptables is installed"),
+        };
+        info!(%engine, reason, "engine for packet filter rules chosen");
+        engine
+    }
+}
+
+/// Why the rules are not as they shall be.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RuleError {
+    #[error(transparent)]
+    Nftables(#[from] packet_filter::Error),
+    #[error(transparent)]
+    Iptables(#[from] iptables::Error),
+    #[error(
+        "the rules shall go into iptables, but {0}-save and {0}-restore are not installed: install \
+         the package iptables, or set EnableNFTables to true"
+    )]
+    NoPrograms(IpVersion),
+}
+
+/// Keeps the rules of the node in one engine, and out of the others.
+#[derive(Debug, Default)]
+pub(crate) struct RuleKeeper {
+    /// Which of the two iptables is used, once that was decided.
+    variant: Option<Variant>,
+    /// What holds the rules, once everything else was cleared of them.
+    settled: Option<(Engine, NodeRules)>,
+}
+
+impl RuleKeeper {
+    /// Makes the rules true, and returns how many operations that took.
+    ///
+    /// # Errors
+    /// Says what is not as it shall be.
+    pub(crate) fn make_true(
+        &mut self,
+        engine: Engine,
+        rules: &NodeRules,
+    ) -> Result<usize, RuleError> {
+        match engine {
+            Engine::Nftables => ensure_nftables(rules),
+            Engine::Iptables => self.ensure_iptables(rules),
+        }
+    }
+
+    /// Removes what is left of the rules everywhere else, ours and flannel's: in the engine that was
+    /// used before, and of an IP version that is no longer in use. Call this when the rules are in
+    /// place, so that packets meet one set or both.
+    ///
+    /// # Errors
+    /// Says what could not be removed.
+    pub(crate) fn clear_elsewhere(
+        &mut self,
+        engine: Engine,
+        rules: &NodeRules,
+    ) -> Result<usize, RuleError> {
+        if self.settled.as_ref().is_some_and(|settled| (settled.0, &settled.1) == (engine, rules)) {
+            return Ok(0);
+        }
+        let mut operations = 0;
+        let variant = self.variant()?;
+        let others = [Variant::Nft, Variant::Legacy, Variant::Host].into_iter();
+        for other in others.filter(|other| (*other == Variant::Host) == (variant == Variant::Host))
+        {
+            let in_use = engine == Engine::Iptables && other == variant;
+            for (version, family) in rules.families() {
+                if let Some(iptables) = Iptables::find(version, other)
+                    && (!in_use || family.is_empty())
+                {
+                    operations += ensure(&iptables, &FamilyRules::default())?;
+                }
+            }
+        }
+        if engine == Engine::Iptables {
+            operations += match ensure_nftables(&NodeRules::default()) {
+                Err(RuleError::Nftables(packet_filter::Error::Unavailable(_))) => 0,
+                removed => removed?,
+            };
+        }
+        self.settled = Some((engine, rules.clone()));
+        Ok(operations)
+    }
+
+    fn ensure_iptables(&mut self, rules: &NodeRules) -> Result<usize, RuleError> {
+        let variant = self.variant()?;
+        let mut operations = 0;
+        for (version, family) in rules.families().into_iter().filter(|(_, r)| !r.is_empty()) {
+            let iptables = Iptables::find(version, variant).ok_or(RuleError::NoPrograms(version))?;
+            operations += ensure(&iptables, family)?;
+        }
+        Ok(operations)
+    }
+
+    /// Decided once: from then on our own rules would have a say in it.
+    fn variant(&mut self) -> Result<Variant, RuleError> {
+        match self.variant {
+            Some(variant) => Ok(variant),
+            None => Ok(*self.variant.insert(Variant::in_use()?)),
+        }
+    }
+}
+
+fn ensure_nftables(rules: &NodeRules) -> Result<usize, RuleError> {
+    let change = packet_filter::ensure(&mut Nft::open()?, &ruleset(rules))?;
+    change.operations.iter().for_each(|operation| debug!("nft {operation}"));
+    Ok(change.operations.len())
+}
+
+fn ensure(iptables: &Iptables, rules: &FamilyRules) -> Result<usize, RuleError> {
+    let change = iptables.ensure(&tables(rules))?;
+    let commands = change.commands();
+    Ok(commands.map(|command| debug!("{} {command}", iptables.name())).count())
+}
