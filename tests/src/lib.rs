@@ -20,7 +20,9 @@ pub mod cluster;
 pub mod etcd;
 pub mod etcd_cluster;
 pub mod fault;
+pub mod lease_lab;
 pub mod node;
+pub mod partition;
 pub mod underlay;
 
 pub mod plain_tunnel;
