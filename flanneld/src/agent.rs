@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use fabric::mac::MacAddr;
+use fabric::packet_filter::iptables::IpVersion;
 use fabric::subnet_file::SubnetFile;
 use ipnetwork::{IpNetwork, Ipv4Network};
 use tokio::net::TcpListener;
@@ -25,9 +26,9 @@ use crate::external_interface::{self, ExternalInterface, NoInterface};
 use crate::kernel::{self, Kernel};
 use crate::lease::acquire::Request;
 use crate::lease::{Attributes, LeaseKey};
-use crate::masquerade::RuleOptions;
 use crate::notifications::Notifications;
 use crate::reconciler::{self, Channels, Node};
+use crate::rules::engine::Engine;
 use crate::shutdown::Shutdown;
 use crate::store::{DirectoryStore, EtcdStore, LeaseStore, StoreError};
 use crate::{clock, health, readdress, renewal, retry};
@@ -145,17 +146,15 @@ async fn serve(
         previous: previous_subnet(&options),
         attributes: attributes(&*backend, &interface),
     };
-    let rules = RuleOptions {
-        masquerade: options.ip_masq,
-        random_fully: options.random_fully,
-        forward: options.forward_rules,
-    };
+    let engine = Engine::choose(config.enable_nftables, [IpVersion::V4]);
     let kernel = Kernel::start().map_err(system("start the thread that speaks to the kernel"))?;
     let node = Node {
         backend,
         underlay: interface.name,
         network,
-        rules,
+        engine,
+        rules: options.rules,
+        ip_masq: options.ip_masq,
         subnet_file: options.subnet_file,
         kernel,
     };

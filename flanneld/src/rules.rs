@@ -4,6 +4,7 @@
 pub(crate) mod engine;
 mod iptables;
 mod nftables;
+pub(crate) mod notification;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

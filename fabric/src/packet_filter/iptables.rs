@@ -151,6 +151,11 @@ impl Iptables {
         Some(Self { version, save, restore })
     }
 
+    /// Returns what administrators call the program that shows and changes one rule.
+    pub const fn name(&self) -> &'static str {
+        self.version.program()
+    }
+
     /// Reads the rules of these tables.
     ///
     /// # Errors
@@ -243,7 +248,8 @@ impl fmt::Display for TableName {
 }
 
 impl IpVersion {
-    const fn program(self) -> &'static str {
+    /// Returns what the names of its programs start with.
+    pub const fn program(self) -> &'static str {
         match self {
             Self::V4 => "iptables",
             Self::V6 => "ip6tables",

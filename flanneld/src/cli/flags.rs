@@ -195,6 +195,9 @@ pub(super) static FLAGS: &[Flag] = &[
     ),
     flag(Node, "ip-blackhole-route", Switch, "false", "not available yet"),
     flag(Rules, "ip-masq", Switch, "false", "masquerade what pods send out of the cluster"),
+    flag(Rules, "ip-masq-except", Texts, "", "do not masquerade what pods send to this network"),
+    flag(Rules, "ip-masq-ipv4", Switch, "true", "--ip-masq is for IPv4"),
+    flag(Rules, "ip-masq-ipv6", Switch, "true", "--ip-masq is for IPv6"),
     flag(
         Rules,
         "ip-masq-fully-random-disable",

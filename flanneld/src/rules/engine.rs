@@ -2,14 +2,14 @@
 
 use std::fmt;
 
+use fabric::packet_filter;
 use fabric::packet_filter::iptables::{self, IpVersion, Iptables, Variant};
 use fabric::packet_filter::nft::Nft;
-use fabric::packet_filter::{self};
 use tracing::{debug, info};
 
-use super::{FamilyRules, NodeRules};
 use super::iptables::tables;
 use super::nftables::ruleset;
+use super::{FamilyRules, NodeRules};
 
 /// What evaluates the rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +63,7 @@ pub(crate) enum RuleError {
         "the rules shall go into iptables, but {0}-save and {0}-restore are not installed: install \
          the package iptables, or set EnableNFTables to true"
     )]
-    NoPrograms(IpVersion),
+    NoPrograms(&'static str),
 }
 
 /// Keeps the rules of the node in one engine, and out of the others.
@@ -93,47 +93,42 @@ impl RuleKeeper {
 
     /// Removes what is left of the rules everywhere else, ours and flannel's: in the engine that was
     /// used before, and of an IP version that is no longer in use. Call this when the rules are in
-    /// place, so that packets meet one set or both.
-    ///
-    /// # Errors
-    /// Says what could not be removed.
+    /// place, so that packets meet one set or both. Returns how many operations that took, and what
+    /// could not be removed.
     pub(crate) fn clear_elsewhere(
         &mut self,
         engine: Engine,
         rules: &NodeRules,
-    ) -> Result<usize, RuleError> {
+    ) -> (usize, Vec<RuleError>) {
         if self.settled.as_ref().is_some_and(|settled| (settled.0, &settled.1) == (engine, rules)) {
-            return Ok(0);
+            return (0, Vec::new());
         }
-        let mut operations = 0;
-        let variant = self.variant()?;
-        let others = [Variant::Nft, Variant::Legacy, Variant::Host].into_iter();
-        for other in others.filter(|other| (*other == Variant::Host) == (variant == Variant::Host))
-        {
-            let in_use = engine == Engine::Iptables && other == variant;
-            for (version, family) in rules.families() {
-                if let Some(iptables) = Iptables::find(version, other)
-                    && (!in_use || family.is_empty())
-                {
-                    operations += ensure(&iptables, &FamilyRules::default())?;
-                }
-            }
-        }
+        let mut results: Vec<_> = match self.variant() {
+            Ok(variant) => elsewhere(engine, variant, rules)
+                .map(|iptables| ensure(&iptables, &FamilyRules::default()))
+                .collect(),
+            Err(error) => vec![Err(error)],
+        };
         if engine == Engine::Iptables {
-            operations += match ensure_nftables(&NodeRules::default()) {
-                Err(RuleError::Nftables(packet_filter::Error::Unavailable(_))) => 0,
-                removed => removed?,
-            };
+            results.push(match ensure_nftables(&NodeRules::default()) {
+                Err(RuleError::Nftables(packet_filter::Error::Unavailable(_))) => Ok(0),
+                removed => removed,
+            });
         }
-        self.settled = Some((engine, rules.clone()));
-        Ok(operations)
+        let (removed, failures): (Vec<_>, Vec<_>) = results.into_iter().partition(Result::is_ok);
+        if failures.is_empty() {
+            self.settled = Some((engine, rules.clone()));
+        }
+        let failures = failures.into_iter().filter_map(Result::err).collect();
+        (removed.into_iter().flatten().sum(), failures)
     }
 
     fn ensure_iptables(&mut self, rules: &NodeRules) -> Result<usize, RuleError> {
         let variant = self.variant()?;
         let mut operations = 0;
         for (version, family) in rules.families().into_iter().filter(|(_, r)| !r.is_empty()) {
-            let iptables = Iptables::find(version, variant).ok_or(RuleError::NoPrograms(version))?;
+            let iptables =
+                Iptables::find(version, variant).ok_or(RuleError::NoPrograms(version.program()))?;
             operations += ensure(&iptables, family)?;
         }
         Ok(operations)
@@ -146,6 +141,24 @@ impl RuleKeeper {
             None => Ok(*self.variant.insert(Variant::in_use()?)),
         }
     }
+}
+
+/// Every iptables of this host that shall hold none of the rules.
+fn elsewhere(
+    engine: Engine,
+    variant: Variant,
+    rules: &NodeRules,
+) -> impl Iterator<Item = Iptables> {
+    let variants: &[Variant] = match variant {
+        Variant::Host => &[Variant::Host],
+        Variant::Nft | Variant::Legacy => &[Variant::Nft, Variant::Legacy],
+    };
+    let pairs = variants.iter().flat_map(move |other| {
+        rules.families().map(|(version, family)| (*other, version, family.is_empty()))
+    });
+    pairs
+        .filter(move |(other, _, empty)| *empty || engine == Engine::Nftables || *other != variant)
+        .filter_map(|(other, version, _)| Iptables::find(version, other))
 }
 
 fn ensure_nftables(rules: &NodeRules) -> Result<usize, RuleError> {

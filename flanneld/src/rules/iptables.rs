@@ -12,7 +12,12 @@ use super::FamilyRules;
 pub(super) fn tables(rules: &FamilyRules) -> Vec<Table> {
     vec![
         table(TableName::Filter, ("FORWARD", "FLANNEL-FWD"), "flanneld forward", &rules.forward),
-        table(TableName::Nat, ("POSTROUTING", "FLANNEL-POSTRTG"), "flanneld masq", &rules.postrouting),
+        table(
+            TableName::Nat,
+            ("POSTROUTING", "FLANNEL-POSTRTG"),
+            "flanneld masq",
+            &rules.postrouting,
+        ),
     ]
 }
 
