@@ -14,11 +14,11 @@ use fabric::netstate::{
     Address, BridgePort, Link, LinkKind, NetState, ROUTE_PROTOCOL, Route, RouteKey, Sysctl,
     VethPeer,
 };
-use fabric::packet_filter::Ruleset;
 use ipnetwork::IpNetwork;
 use sha2::{Digest, Sha256};
 
 use crate::bridge::{Bridge, Gateway};
+use crate::filter::Rules;
 use crate::invocation::Attachment;
 use crate::masquerade;
 use crate::portmap;
@@ -31,8 +31,8 @@ pub struct Desired {
     pub host: NetState,
     /// In the sandbox.
     pub sandbox: NetState,
-    /// Rules, if the attachment has any.
-    pub filter: Option<Ruleset>,
+    /// Rules of the packet filter.
+    pub filter: Rules,
 }
 
 /// Returns what shall be for an attachment with these addresses and routes, whose sandbox is at
@@ -51,17 +51,16 @@ pub fn desired(
     }
 }
 
-fn filter(attachment: &Attachment, bridge: &Bridge, ips: &[Ip]) -> Option<Ruleset> {
-    let mut tables = Vec::new();
-    if bridge.masquerade {
-        let addresses = ips.iter().map(|ip| ip.address);
-        tables.extend(masquerade::rules(attachment, addresses).tables);
-    }
+fn filter(attachment: &Attachment, bridge: &Bridge, ips: &[Ip]) -> Rules {
+    let addresses: Vec<_> = ips.iter().map(|ip| ip.address).collect();
+    let mut rules = match bridge.masquerade {
+        Some(engine) => masquerade::rules(attachment, engine, &addresses),
+        None => Rules::default(),
+    };
     if !bridge.ports.is_empty() {
-        let pod = addresses(ips);
-        tables.extend(portmap::rules(attachment, &bridge.ports, &pod, bridge.name).tables);
+        rules.extend(portmap::rules(attachment, &bridge.ports, &addresses, bridge.name));
     }
-    (!tables.is_empty()).then_some(Ruleset { tables })
+    rules
 }
 
 /// The addresses themselves.
@@ -133,7 +132,7 @@ pub fn made(
     if let Some(mut veth) = desired.host.links.remove(&host_veth(attachment)) {
         (veth.mac, veth.mtu) = (made.veth_mac, None);
         if made.foreign_veth.is_some() {
-            (veth.alias, desired.filter) = (None, None);
+            (veth.alias, desired.filter) = (None, Rules::default());
         }
         desired.host.links.insert(made.foreign_veth.unwrap_or(host_veth(attachment)), veth);
     }
@@ -324,7 +323,7 @@ fn kernel_route(if_name: LinkName, ips: &[Ip], route: &result::Route) -> (RouteK
     if route.priority != 0 {
         key.metric = route.priority;
     }
-    (key, Route { link: if_name, via, onlink: false, protocol: ROUTE_PROTOCOL })
+    (key, Route { link: if_name, via, onlink: false, protocol: ROUTE_PROTOCOL, source: None })
 }
 
 fn pod_mac(attachment: &Attachment, bridge: &Bridge, ips: &[Ip]) -> MacAddr {

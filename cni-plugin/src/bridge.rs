@@ -12,6 +12,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::args::{Args, ArgsError};
+use crate::filter::Engine;
 use crate::ipam::source::{Source, SourceError};
 use crate::portmap::{PortMap, PortMapError};
 use crate::result::Dns;
@@ -29,8 +30,8 @@ pub struct Bridge {
     pub hairpin: bool,
     /// The MTU of both ends of an attachment; `None` for the kernel's default.
     pub mtu: Option<Mtu>,
-    /// Whether what leaves the subnet gets the node's address.
-    pub masquerade: bool,
+    /// What gives what leaves the subnet the node's address, if anything does.
+    pub masquerade: Option<Engine>,
     /// What the result says about name servers; `None` for what `ipam` says, which is nothing.
     pub dns: Option<Dns>,
     /// Ports of the node that lead to the attachment.
@@ -99,7 +100,6 @@ impl Bridge {
         refuse_unsupported(delegate)?;
         let raw: RawBridge =
             json::from_value(delegate.clone().into()).map_err(BridgeError::Json)?;
-        raw.check_masquerade_backend()?;
         let name = raw.bridge.as_deref().map_or_else(|| Ok(default_name()), str::parse);
         Ok(Self {
             name: name.map_err(BridgeError::Name)?,
@@ -111,7 +111,7 @@ impl Bridge {
             force_address: raw.force_address,
             hairpin: raw.hairpin_mode,
             mtu: mtu(raw.mtu)?,
-            masquerade: raw.ip_masq,
+            masquerade: raw.masquerade()?,
             mac: raw.mac(&args)?,
             ipam: Source::of(delegate, &args)?,
             ports: PortMap::new(delegate)?,
@@ -155,15 +155,13 @@ struct RawMac {
 }
 
 impl RawBridge {
-    fn check_masquerade_backend(&self) -> Result<(), BridgeError> {
-        match self.ip_masq_backend.as_str() {
-            "" | "nftables" => Ok(()),
-            "iptables" => Err(BridgeError::Unsupported {
-                key: "ipMasqBackend".to_owned(),
-                value: "\"iptables\"".to_owned(),
-            }),
-            unknown => Err(BridgeError::MasqueradeBackend(unknown.to_owned())),
-        }
+    fn masquerade(&self) -> Result<Option<Engine>, BridgeError> {
+        let engine = match self.ip_masq_backend.as_str() {
+            "" => Engine::Nftables,
+            name => Engine::named(name)
+                .ok_or_else(|| BridgeError::MasqueradeBackend(name.to_owned()))?,
+        };
+        Ok(self.ip_masq.then_some(engine))
     }
 
     /// What the runtime says counts most, `CNI_ARGS` least.
@@ -287,7 +285,7 @@ mod tests {
             force_address: false,
             hairpin: true,
             mtu: Mtu::new(1450),
-            masquerade: false,
+            masquerade: None,
             dns: None,
             mac: None,
             ports: PortMap::default(),
@@ -316,7 +314,11 @@ mod tests {
         let conf = conf.unwrap();
         assert_eq!(conf.name.as_str(), "br-pods");
         assert_eq!(conf.gateway, Gateway::OfSubnet);
-        assert!(conf.force_address && !conf.hairpin && conf.masquerade);
+        assert!(conf.force_address && !conf.hairpin);
+        assert_eq!(conf.masquerade, Some(Engine::Nftables));
+        let conf_of = |name: &str| bridge(json!({"ipMasq": true, "ipMasqBackend": name})).unwrap();
+        assert_eq!(conf_of("iptables").masquerade, Some(Engine::Iptables));
+        assert_eq!(conf_of("").masquerade, Some(Engine::Nftables));
         assert_eq!(conf.dns.unwrap().nameservers, ["10.1.2.1"]);
         let Some(Source::HostLocal(ipam)) = conf.ipam else { panic!("not of host-local") };
         assert_eq!(ipam.data_dir, PathBuf::from("/run/pods"));
@@ -334,10 +336,6 @@ mod tests {
             (
                 json!({"ipam": {"routes": [{"dst": "10.0.0.0/8", "scope": 254}]}}),
                 "unsupported field: ipam.routes[0].scope is 254",
-            ),
-            (
-                json!({"ipMasqBackend": "iptables"}),
-                "unsupported field: ipMasqBackend is \"iptables\"",
             ),
         ];
         for (changes, expected) in table {

@@ -8,6 +8,7 @@ use crate::bridge::BridgeError;
 use crate::command::check::Difference;
 use crate::delegate::DelegateError;
 use crate::external::ExternalError;
+use crate::filter::FilterError;
 use crate::invocation::InvocationError;
 use crate::ipam::config::HostLocalError;
 use crate::ipam::fixed::FixedError;
@@ -92,7 +93,7 @@ pub enum Error {
     Kernel(#[from] KernelError),
     /// The packet filter is not in the desired state.
     #[error(transparent)]
-    Filter(#[from] fabric::packet_filter::Error),
+    Filter(#[from] FilterError),
     /// The result cannot be written, or a previous one cannot be read.
     #[error(transparent)]
     Result(#[from] ResultError),

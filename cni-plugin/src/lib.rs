@@ -26,6 +26,7 @@ pub mod portmap;
 pub mod sharing;
 
 pub mod filter;
+pub mod iptables;
 pub mod kernel;
 pub mod sandbox;
 pub mod state;

@@ -7,6 +7,7 @@ mod apply;
 mod interfaces;
 mod link_up;
 mod observe;
+mod shaping;
 mod socket;
 
 pub use apply::{ApplyError, apply};

@@ -3,9 +3,12 @@
 //! [`diff`] is pure. A [`Plan`] prints as the `ip` and `bridge` commands that would do the same, so
 //! that the text serves as log, dry run and golden file.
 
+mod shaping;
+
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use ipnetwork::IpNetwork;
 
@@ -13,7 +16,7 @@ use crate::link_name::LinkName;
 use crate::mac::MacAddr;
 use crate::mtu::Mtu;
 use crate::netstate::{
-    Address, BridgePort, Link, LinkKind, NetState, Route, RouteKey, Sysctl, Vxlan,
+    Address, BridgePort, Link, LinkKind, NetState, Route, RouteKey, Sysctl, TokenBucket, Vxlan,
 };
 
 /// Operations in an order that the kernel accepts.
@@ -34,8 +37,13 @@ pub enum Op {
     SetLink(LinkName, LinkChange),
     /// Set a kernel parameter.
     SetSysctl(Sysctl, String),
+    /// Make a link that lives in the namespace at this path, on a link of this one. It is down at
+    /// first. No plan for a state does so.
+    AddLinkIn(PathBuf, LinkName, Link),
     /// Give a link an address.
     ReplaceAddress(Address),
+    /// Give a link an address without a route to its subnet.
+    ReplaceUnroutedAddress(Address),
     /// Take an address from a link.
     DelAddress(Address),
     /// Say who has an address.
@@ -52,6 +60,16 @@ pub enum Op {
     ReplaceRoute(RouteKey, Route),
     /// Remove a route.
     DelRoute(RouteKey, Route),
+    /// Limit how much a link sends.
+    ReplaceShaper(LinkName, TokenBucket),
+    /// Let a link send as much as it can.
+    DelShaper(LinkName),
+    /// Look at what comes in by a link, for the redirection that follows.
+    AddIngress(LinkName),
+    /// Send on what comes in by a link by another one.
+    AddRedirect(LinkName, LinkName),
+    /// Look no more at what comes in by a link, and redirect nothing.
+    DelIngress(LinkName),
 }
 
 /// A property of a link that can be changed in place.
@@ -71,6 +89,12 @@ pub enum LinkChange {
     Hairpin(bool),
     /// Give it another remark.
     Alias(String),
+    /// Let it take in what is not for it, or not.
+    Promiscuous(bool),
+    /// Let it take in all multicast, or not.
+    AllMulticast(bool),
+    /// Let as many packets wait to be sent.
+    QueueLength(u32),
     /// Give a tunnel another source address.
     VxlanLocal(IpAddr),
     /// Let the outer packets leave by another link.
@@ -93,6 +117,8 @@ pub fn diff(desired: &NetState, observed: &NetState) -> Plan {
     diff.replace_neighbours(&mut ops);
     diff.replace_fdb_entries(&mut ops);
     diff.replace_routes(&flushed, &mut ops);
+    diff.shape(&mut ops);
+    diff.unshape(&mut ops);
     diff.del_routes(&mut ops);
     diff.del_fdb_entries(&mut ops);
     diff.del_neighbours(&mut ops);
@@ -131,6 +157,11 @@ fn can_become(now: &LinkKind, wanted: &LinkKind) -> bool {
                 && (wanted.local.is_none() || family(now) == family(wanted))
         }
         (LinkKind::Veth(_), LinkKind::Veth(_)) => true,
+        // Where the parent is in another namespace, it cannot be told.
+        (LinkKind::Macvlan(now), LinkKind::Macvlan(wanted)) => {
+            let same = now.parent.zip(wanted.parent).is_none_or(|(now, wanted)| now == wanted);
+            now.mode == wanted.mode && same
+        }
         _ => now == wanted,
     }
 }
@@ -173,6 +204,7 @@ impl Diff<'_> {
                     let hairpin = link.port.is_some_and(|port| port.hairpin);
                     ops.extend(hairpin.then(|| change(LinkChange::Hairpin(true))));
                     ops.extend(link.alias.clone().map(|alias| change(LinkChange::Alias(alias))));
+                    ops.extend(flag_changes(None, link).into_iter().map(change));
                 }
             }
         }
@@ -190,6 +222,9 @@ impl Diff<'_> {
         }
         let alias = wanted.alias.clone().filter(|_| now.alias != wanted.alias);
         changes.extend(alias.map(LinkChange::Alias));
+        changes.extend(flag_changes(Some(now), wanted));
+        let length = wanted.queue_length.filter(|_| now.queue_length != wanted.queue_length);
+        changes.extend(length.map(LinkChange::QueueLength));
         changes
     }
 
@@ -222,7 +257,11 @@ impl Diff<'_> {
                 || !self.survives(&address.link)
                 || is_flushed(address)
         });
-        ops.extend(missing.map(|address| Op::ReplaceAddress(*address)));
+        let unrouted = &self.desired.unrouted;
+        ops.extend(missing.map(|address| match unrouted.contains(address) {
+            true => Op::ReplaceUnroutedAddress(*address),
+            false => Op::ReplaceAddress(*address),
+        }));
     }
 
     fn bring_links_up(&self, ops: &mut Vec<Op>) {
@@ -304,9 +343,11 @@ impl Diff<'_> {
     }
 }
 
+/// The link that this one is on.
 fn underlay(link: &Link) -> Option<LinkName> {
     match &link.kind {
         LinkKind::Vxlan(vxlan) => vxlan.underlay,
+        LinkKind::Macvlan(macvlan) => macvlan.parent,
         _ => None,
     }
 }
@@ -321,6 +362,17 @@ fn vxlan_changes(now: &Vxlan, wanted: &Vxlan) -> Vec<LinkChange> {
         changes.push(LinkChange::VxlanLearning(wanted.learning));
     }
     changes
+}
+
+/// A new link is neither promiscuous nor does it take in all multicast.
+fn flag_changes(now: Option<&Link>, wanted: &Link) -> Vec<LinkChange> {
+    let differs = |now: Option<Option<bool>>, wanted: Option<bool>| {
+        wanted.filter(|on| now.unwrap_or(Some(false)) != Some(*on))
+    };
+    let promiscuous = differs(now.map(|now| now.promiscuous), wanted.promiscuous);
+    let all_multicast = differs(now.map(|now| now.all_multicast), wanted.all_multicast);
+    let changes = promiscuous.map(LinkChange::Promiscuous).into_iter();
+    changes.chain(all_multicast.map(LinkChange::AllMulticast)).collect()
 }
 
 fn port_changes(now: Option<BridgePort>, wanted: BridgePort) -> Vec<LinkChange> {
@@ -349,6 +401,8 @@ impl Op {
                 | Self::DelNeighbour(..)
                 | Self::DelFdbEntry(..)
                 | Self::DelRoute(..)
+                | Self::DelShaper(_)
+                | Self::DelIngress(_)
         )
     }
 
@@ -387,6 +441,9 @@ impl fmt::Display for Op {
                 write!(f, "ip tuntap add dev {name} mode tun multi_queue vnet_hdr")
             }
             Self::AddLink(name, link) => write!(f, "ip link add {name}{link}"),
+            Self::AddLinkIn(netns, name, link) => {
+                write!(f, "ip link add {name} netns {}{link}", netns.display())
+            }
             Self::DelLink(name) => write!(f, "ip link del {name}"),
             Self::SetLink(name, LinkChange::Hairpin(on)) => {
                 write!(f, "bridge link set dev {name} hairpin {}", on_off(*on))
@@ -395,6 +452,9 @@ impl fmt::Display for Op {
             Self::SetSysctl(key, value) => write!(f, "sysctl -w {key}={value}"),
             Self::ReplaceAddress(Address { link, ip }) => {
                 write!(f, "ip address replace {ip} dev {link}")
+            }
+            Self::ReplaceUnroutedAddress(Address { link, ip }) => {
+                write!(f, "ip address replace {ip} dev {link} noprefixroute")
             }
             Self::DelAddress(Address { link, ip }) => write!(f, "ip address del {ip} dev {link}"),
             Self::ReplaceNeighbour(link, ip, mac) => {
@@ -412,6 +472,17 @@ impl fmt::Display for Op {
                 write!(f, "ip route replace {}", RouteText(key, route))
             }
             Self::DelRoute(key, route) => write!(f, "ip route del {}", RouteText(key, route)),
+            Self::ReplaceShaper(link, bucket) => {
+                write!(f, "tc qdisc replace dev {link} root handle 1: tbf{bucket}")
+            }
+            Self::DelShaper(link) => write!(f, "tc qdisc del dev {link} root"),
+            Self::AddIngress(link) => write!(f, "tc qdisc add dev {link} handle ffff: ingress"),
+            Self::AddRedirect(link, to) => write!(
+                f,
+                "tc filter add dev {link} parent ffff: protocol all prio 1 u32 match u32 0 0 \
+                 action mirred egress redirect dev {to}"
+            ),
+            Self::DelIngress(link) => write!(f, "tc qdisc del dev {link} ingress"),
         }
     }
 }
@@ -428,6 +499,12 @@ impl fmt::Display for Link {
         if let Some(port) = self.port {
             write!(f, " master {}", port.bridge)?;
         }
+        if let Some(parent) = underlay(self).filter(|_| matches!(self.kind, LinkKind::Macvlan(_))) {
+            write!(f, " link {parent}")?;
+        }
+        if let Some(length) = self.queue_length {
+            write!(f, " txqueuelen {length}")?;
+        }
         write!(f, " type {}", self.kind.as_str())?;
         match &self.kind {
             LinkKind::Vxlan(vxlan) => write!(f, "{vxlan}"),
@@ -438,7 +515,12 @@ impl fmt::Display for Link {
                 }
                 peer.mtu.map_or(Ok(()), |mtu| write!(f, " mtu {mtu}"))
             }
+            LinkKind::Macvlan(macvlan) => {
+                write!(f, " mode {}", macvlan.mode.as_str())?;
+                macvlan.broadcast_queue.map_or(Ok(()), |length| write!(f, " bcqueuelen {length}"))
+            }
             LinkKind::Loopback
+            | LinkKind::Ifb
             | LinkKind::Bridge
             | LinkKind::Veth(None)
             | LinkKind::Tun
@@ -474,6 +556,9 @@ impl fmt::Display for LinkChange {
             Self::Master(bridge) => write!(f, "master {bridge}"),
             Self::Hairpin(on) => write!(f, "type bridge_slave hairpin {}", on_off(*on)),
             Self::Alias(alias) => write!(f, "alias {alias:?}"),
+            Self::Promiscuous(on) => write!(f, "promisc {}", on_off(*on)),
+            Self::AllMulticast(on) => write!(f, "allmulticast {}", on_off(*on)),
+            Self::QueueLength(length) => write!(f, "txqueuelen {length}"),
             Self::VxlanLocal(local) => write!(f, "type vxlan local {local}"),
             Self::VxlanUnderlay(underlay) => write!(f, "type vxlan dev {underlay}"),
             Self::VxlanLearning(true) => f.write_str("type vxlan learning"),
@@ -502,6 +587,9 @@ impl fmt::Display for RouteText<'_> {
         write!(f, " proto {}", route.protocol)?;
         if key.metric != RouteKey::main(key.destination).metric {
             write!(f, " metric {}", key.metric)?;
+        }
+        if let Some(source) = route.source {
+            write!(f, " src {source}")?;
         }
         f.write_str(if route.onlink { " onlink" } else { "" })
     }

@@ -120,7 +120,7 @@ fn attach(
     let in_the_way = matches!(attached, Err(Error::Kernel(KernelError::Conflict(_))));
     if attached.is_err() && !in_the_way {
         // What stopped the ADD is what must be told.
-        let _also_failed = del::detach(&mut host, attachment, desired.filter.is_some());
+        let _also_failed = del::detach(&mut host, attachment, !desired.filter.is_empty());
     }
     attached
 }
@@ -138,9 +138,7 @@ fn connect(
     let check = |observed: &NetState| check_host(&desired.host, observed, bridge.force_address);
     let before = kernel::ensure(host, &desired.host, check)?;
     sandbox::inside(sandbox, || kernel::ensure(&mut inside, &desired.sandbox, |_| Ok(())))??;
-    if let Some(rules) = &desired.filter {
-        filter::ensure(rules)?;
-    }
+    filter::ensure(&desired.filter)?;
     // Whatever is sent before would be lost, and ARP tries again only after a second.
     if !monitor.wait_until_up(host, veth, PORT_PATIENCE)? {
         return Err(KernelError::PortDown(veth).into());

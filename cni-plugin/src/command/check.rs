@@ -82,9 +82,7 @@ fn check(call: &Call, netns: &Path, sandbox: &Netns, bridge: &Bridge) -> Result<
     if !inside.is_empty() {
         let _ = write!(differences, "in {}:\n{inside}", netns.display());
     }
-    if let Some(rules) = &desired.filter {
-        differences.push_str(&filter::missing(rules)?.to_string());
-    }
+    differences.push_str(&filter::missing(&desired.filter)?);
     if differences.is_empty() { Ok(()) } else { Err(Difference::State(differences).into()) }
 }
 

@@ -18,10 +18,11 @@ use crate::command::del::{Remains, forget_neighbours};
 use crate::command::flannel;
 use crate::error::Error;
 use crate::external::External;
-use crate::filter;
+use crate::filter::{self, FilterError};
 use crate::invocation::{Attachment, Id, NetworkCall};
 use crate::ipam::store::{Holder, Store};
 use crate::ipam::{config, held::Giver};
+use crate::iptables;
 use crate::kernel::{self, KernelError, links};
 use crate::masquerade;
 use crate::plugin::Plugin;
@@ -152,7 +153,9 @@ fn rules(valid: &Valid) -> Result<(), Error> {
         comment.starts_with(&network) && !marks.iter().any(|mark| comment.starts_with(mark))
     };
     filter::remove_stale(is_stale)?;
-    Ok(())
+    let is_valid =
+        |container: &str| valid.attachments.iter().any(|a| a.container.as_str() == container);
+    Ok(iptables::remove_stale(&valid.network, is_valid).map_err(FilterError::from)?)
 }
 
 fn by_others(name: &str, call: &NetworkCall) -> Result<(), Error> {

@@ -7,8 +7,8 @@ use ipnetwork::IpNetwork;
 use netlink_packet_core::Nla;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
-    InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoTun, InfoVxlan, LinkAttribute,
-    LinkExtentMask, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
+    InfoBridgePort, InfoData, InfoKind, InfoMacVlan, InfoPortData, InfoTun, InfoVxlan,
+    LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, MacVlanMode,
 };
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
@@ -18,12 +18,14 @@ use netlink_packet_route::route::{
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
+use super::shaping;
 use super::socket::{NetlinkError, Socket};
 use crate::link_name::LinkName;
 use crate::mac::MacAddr;
 use crate::mtu::Mtu;
 use crate::netstate::{
-    Address, BridgePort, Link, LinkKind, NetState, ROUTE_PROTOCOL, Route, RouteKey, Sysctl, Vxlan,
+    Address, BridgePort, Link, LinkKind, Macvlan, MacvlanMode, NetState, ROUTE_PROTOCOL, Route,
+    RouteKey, Sysctl, Vxlan,
 };
 use crate::sysctl;
 use crate::vni::Vni;
@@ -40,6 +42,8 @@ pub struct Scope {
     pub neighbours: bool,
     /// Whether to read the forwarding databases of these links.
     pub fdb: bool,
+    /// Whether to read how much these links may send and where what comes in by them goes.
+    pub shaping: bool,
     /// Which routes to read.
     pub routes: Routes,
     /// The networks outside of which addresses and routes are somebody else's, unless a route on
@@ -89,6 +93,7 @@ impl Scope {
             addresses: !desired.addresses.is_empty(),
             neighbours: !desired.neighbours.is_empty(),
             fdb: !desired.fdb.is_empty(),
+            shaping: !(desired.shapers.is_empty() && desired.redirects.is_empty()),
             routes: if desired.routes.is_empty() { Routes::None } else { Routes::OnLinks },
             networks: Vec::new(),
             adopted: None,
@@ -151,10 +156,20 @@ pub fn observe(socket: &mut Socket, scope: &Scope) -> Result<NetState, NetlinkEr
             let rows = socket.dump("neighbours", &neighbours_on(*index))?;
             state.neighbours.extend(rows.iter().filter_map(|row| decode_neighbour(row, &names)));
         }
+        if scope.shaping
+            && let Some(to) = shaping::observe_redirect(socket, *index)?
+            && let Some(link) =
+                names.get(&to).copied().map_or_else(|| socket.name_of(to), |n| Ok(Some(n)))?
+        {
+            state.redirects.insert(names[index], link);
+        }
         if scope.fdb {
             let rows = socket.dump("FDB entries", &fdb_of(*index))?;
             state.fdb.extend(rows.iter().filter_map(|row| decode_fdb_entry(row, &names)));
         }
+    }
+    if scope.shaping {
+        state.shapers = shaping::observe_shapers(socket, &names)?;
     }
     if scope.routes != Routes::None {
         state.routes = observe_routes(socket, scope, names)?;
@@ -213,6 +228,9 @@ impl Socket {
             up: message.header.flags.contains(LinkFlags::Up),
             port: None,
             alias: None,
+            promiscuous: Some(message.header.flags.contains(LinkFlags::Promisc)),
+            all_multicast: Some(message.header.flags.contains(LinkFlags::Allmulti)),
+            queue_length: None,
         };
         if message.header.link_layer_type == LinkLayerType::Loopback {
             link.kind = LinkKind::Loopback;
@@ -225,6 +243,7 @@ impl Socket {
                     link.mac = <[u8; 6]>::try_from(bytes.as_slice()).ok().map(MacAddr);
                 }
                 LinkAttribute::Mtu(bytes) => link.mtu = Mtu::new(*bytes),
+                LinkAttribute::TxQueueLen(length) => link.queue_length = Some(*length),
                 LinkAttribute::IfAlias(alias) => link.alias = Some(alias.clone()),
                 LinkAttribute::Controller(index) => master = Some(*index),
                 LinkAttribute::LinkInfo(link_infos) => infos = link_infos,
@@ -245,9 +264,14 @@ impl Socket {
                 LinkInfo::Kind(InfoKind::Bridge) => link.kind = LinkKind::Bridge,
                 LinkInfo::Kind(InfoKind::Veth) => link.kind = LinkKind::Veth(None),
                 LinkInfo::Kind(InfoKind::Vxlan) => {}
+                LinkInfo::Kind(InfoKind::Ifb) => link.kind = LinkKind::Ifb,
                 LinkInfo::Kind(kind) => link.kind = LinkKind::Other(kind.to_string()),
                 LinkInfo::Data(InfoData::Vxlan(attributes)) => {
                     link.kind = self.decode_vxlan(attributes)?;
+                }
+                LinkInfo::Data(InfoData::MacVlan(attributes)) => {
+                    link.kind = decode_macvlan(attributes)
+                        .map_or(LinkKind::Other("macvlan".to_owned()), LinkKind::Macvlan);
                 }
                 LinkInfo::Data(InfoData::Tun(attributes)) if is_our_kind_of_tun(attributes) => {
                     link.kind = LinkKind::Tun;
@@ -279,6 +303,18 @@ impl Socket {
             None => LinkKind::Other("vxlan".to_owned()),
         })
     }
+}
+
+/// The parent is asked for by number, which says nothing if it is in another namespace.
+fn decode_macvlan(attributes: &[InfoMacVlan]) -> Option<Macvlan> {
+    let mode = attributes.iter().find_map(|attribute| match attribute {
+        InfoMacVlan::Mode(MacVlanMode::Bridge) => Some(MacvlanMode::Bridge),
+        InfoMacVlan::Mode(MacVlanMode::Private) => Some(MacvlanMode::Private),
+        InfoMacVlan::Mode(MacVlanMode::Vepa) => Some(MacvlanMode::Vepa),
+        InfoMacVlan::Mode(MacVlanMode::Passthrough) => Some(MacvlanMode::Passthru),
+        _ => None,
+    });
+    Some(Macvlan { parent: None, mode: mode?, broadcast_queue: None })
 }
 
 /// Whether queues can be opened of this device as of those that we make. The attributes are those
@@ -450,12 +486,13 @@ fn decode_route(message: &RouteMessage, link: LinkName) -> Option<(RouteKey, Rou
     } else {
         IpAddr::from([0; 16])
     };
-    let (mut destination, mut via) = (any, None);
+    let (mut destination, mut via, mut source) = (any, None, None);
     let (mut table, mut metric) = (u32::from(header.table), 0);
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Destination(address) => destination = ip(address)?,
             RouteAttribute::Gateway(address) => via = Some(ip(address)?),
+            RouteAttribute::PrefSource(address) => source = Some(ip(address)?),
             RouteAttribute::Table(number) => table = *number,
             RouteAttribute::Priority(number) => metric = *number,
             _ => {}
@@ -464,7 +501,7 @@ fn decode_route(message: &RouteMessage, link: LinkName) -> Option<(RouteKey, Rou
     let destination = IpNetwork::new(destination, header.destination_prefix_length).ok()?;
     let onlink = header.flags.contains(RouteFlags::Onlink);
     let protocol = u8::from(header.protocol);
-    Some((RouteKey { table, destination, metric }, Route { link, via, onlink, protocol }))
+    Some((RouteKey { table, destination, metric }, Route { link, via, onlink, protocol, source }))
 }
 
 pub(super) fn ip(address: &RouteAddress) -> Option<IpAddr> {

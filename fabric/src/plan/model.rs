@@ -38,7 +38,8 @@ impl Model {
             Op::SetSysctl(key, value) => {
                 self.0.sysctls.insert(key.clone(), value.clone());
             }
-            Op::ReplaceAddress(address) => {
+            Op::AddLinkIn(_, name, link) => return self.add_link(*name, link),
+            Op::ReplaceAddress(address) | Op::ReplaceUnroutedAddress(address) => {
                 self.link(address.link)?;
                 self.0.addresses.insert(*address);
             }
@@ -66,6 +67,21 @@ impl Model {
             Op::DelRoute(key, _) => {
                 self.0.routes.remove(key).ok_or(Refusal::Enoent)?;
             }
+            Op::ReplaceShaper(link, bucket) => {
+                self.link(*link)?;
+                self.0.shapers.insert(*link, *bucket);
+            }
+            Op::DelShaper(link) => drop(self.0.shapers.remove(link).ok_or(Refusal::Enoent)?),
+            Op::AddIngress(link) => drop(self.link(*link)?),
+            Op::AddRedirect(link, to) => {
+                self.link(*link)?;
+                self.link(*to)?;
+                // The kernel would add a second one behind the first.
+                if self.0.redirects.insert(*link, *to).is_some() {
+                    return Err(Refusal::Eexist);
+                }
+            }
+            Op::DelIngress(link) => drop(self.0.redirects.remove(link).ok_or(Refusal::Enoent)?),
         }
         Ok(())
     }
@@ -85,7 +101,14 @@ impl Model {
         if let Some(port) = link.port {
             self.link(port.bridge)?;
         }
-        let mut link = Link { up: false, alias: None, ..link.clone() };
+        let flag = |wanted: Option<bool>| wanted.map(|_| false);
+        let mut link = Link {
+            up: false,
+            alias: None,
+            promiscuous: flag(link.promiscuous),
+            all_multicast: flag(link.all_multicast),
+            ..link.clone()
+        };
         if link.kind == LinkKind::Tun {
             link.mtu = None;
         }
@@ -105,6 +128,8 @@ impl Model {
         self.0.neighbours.retain(|(link, _), _| *link != name);
         self.0.fdb.retain(|(link, _), _| *link != name);
         self.0.routes.retain(|_, route| route.link != name);
+        self.0.shapers.retain(|link, _| *link != name);
+        self.0.redirects.retain(|link, _| *link != name);
         Ok(())
     }
 
@@ -119,6 +144,9 @@ impl Model {
             (LinkChange::Mtu(mtu), _) => link.mtu = Some(*mtu),
             (LinkChange::Mac(mac), _) => link.mac = Some(*mac),
             (LinkChange::Alias(alias), _) => link.alias = Some(alias.clone()),
+            (LinkChange::Promiscuous(on), _) => link.promiscuous = Some(*on),
+            (LinkChange::AllMulticast(on), _) => link.all_multicast = Some(*on),
+            (LinkChange::QueueLength(length), _) => link.queue_length = Some(*length),
             (LinkChange::Master(bridge), _) => {
                 link.port = Some(crate::netstate::BridgePort { bridge: *bridge, hairpin: false });
             }

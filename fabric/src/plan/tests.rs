@@ -1,6 +1,7 @@
 //! Golden plans, and the property that a plan leads from any state to any other.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
 
 use proptest::prelude::*;
 
@@ -10,7 +11,7 @@ use crate::mac::MacAddr;
 use crate::mtu::Mtu;
 use crate::netstate::{
     Address, BridgePort, Link, LinkKind, NetState, ROUTE_PROTOCOL, Route, RouteKey, Sysctl,
-    VethPeer, Vxlan,
+    TokenBucket, VethPeer, Vxlan,
 };
 use crate::vni::Vni;
 
@@ -44,7 +45,7 @@ fn node(peers: &[(u8, u8, u8)]) -> NetState {
         state.fdb.insert((link, mac), IpAddr::from([198, 51, 100, *vtep]));
         let key = RouteKey::main(format!("10.244.{peer}.0/24").parse().unwrap());
         let protocol = ROUTE_PROTOCOL;
-        let route = Route { link, via: Some(gateway), onlink: true, protocol };
+        let route = Route { link, via: Some(gateway), onlink: true, protocol, source: None };
         state.routes.insert(key, route);
     }
     state
@@ -225,6 +226,7 @@ prop_compose! {
         tunnel in proptest::bool::weighted(0.8),
         bridge in proptest::option::weighted(0.8, (any::<bool>(), 1..4_u8, any::<bool>())),
         forwarding: bool,
+        shaped in proptest::option::weighted(0.5, (1..3_u64, 1..3_u8)),
     ) -> NetState {
         let mut state = if tunnel { node(&peers) } else { NetState::default() };
         if let Some(link) = state.links.get_mut(&name("flannel.1")) {
@@ -235,10 +237,25 @@ prop_compose! {
         if let Some((hairpin, host, second_address)) = bridge {
             add_bridge(&mut state, hairpin, host, second_address);
         }
+        if let Some((rate, ifb)) = shaped {
+            shape(&mut state, rate, ifb);
+        }
         if forwarding {
             state.sysctls.insert(Sysctl::ipv4_forwarding(), "1".to_owned());
         }
         state
+    }
+}
+
+/// Limits what the tunnel sends, or a link that is there for nothing else.
+fn shape(state: &mut NetState, rate: u64, ifb: u8) {
+    let ifb = name(&format!("ifb{ifb}"));
+    let link = state.links.keys().next().copied().unwrap_or(ifb);
+    state.links.insert(ifb, Link::up(LinkKind::Ifb));
+    let bucket = TokenBucket::new(rate, 1, Duration::ZERO).unwrap();
+    state.shapers.extend([(ifb, bucket), (link, bucket)]);
+    if link != ifb {
+        state.redirects.insert(link, ifb);
     }
 }
 
@@ -255,6 +272,6 @@ fn add_bridge(state: &mut NetState, hairpin: bool, host: u8, second_address: boo
         state.addresses.insert(Address { link: bridge, ip });
     }
     let via = Some(IpAddr::from([10, 244, 1, 100]));
-    let route = Route { link: bridge, via, onlink: false, protocol: ROUTE_PROTOCOL };
+    let route = Route { link: bridge, via, onlink: false, protocol: ROUTE_PROTOCOL, source: None };
     state.routes.insert(RouteKey::main("172.30.0.0/16".parse().unwrap()), route);
 }

@@ -72,8 +72,13 @@ impl Backend for HostGw {
         let mut desired = Desired { left_out: admitted.left_out, ..Desired::default() };
         for (peer, ()) in admitted.peers {
             let via = Some(IpAddr::V4(peer.attributes.public_ip));
-            let route =
-                Route { link: self.interface, via, onlink: false, protocol: ROUTE_PROTOCOL };
+            let route = Route {
+                link: self.interface,
+                via,
+                onlink: false,
+                protocol: ROUTE_PROTOCOL,
+                source: None,
+            };
             desired.state.routes.insert(RouteKey::main(peer.subnet.subnet4()), route);
         }
         desired

@@ -144,7 +144,8 @@ impl Backend for Udp {
         desired.state.links.insert(link, device);
         let ip = IpNetwork::new(own.ipv4.network().into(), 32).expect("32 bits fit");
         desired.state.addresses.insert(Address { link, ip });
-        let route = Route { link, via: None, onlink: false, protocol: ROUTE_PROTOCOL };
+        let route =
+            Route { link, via: None, onlink: false, protocol: ROUTE_PROTOCOL, source: None };
         desired.state.routes.insert(RouteKey::main(network), route);
         desired.state.sysctls = self.sysctls();
         desired.forwarding = Some(forwarding);

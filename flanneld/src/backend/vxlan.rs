@@ -170,6 +170,7 @@ impl Backend for Vxlan {
             addresses: true,
             neighbours: true,
             fdb: true,
+            shaping: false,
             routes: Routes::OnLinksAndMarked,
             networks: vec![self.network],
             adopted: None,
@@ -204,7 +205,13 @@ impl Vxlan {
         let gateway = IpAddr::V4(peer.subnet.ipv4.network());
         state.neighbours.insert((link, gateway), mac);
         state.fdb.insert((link, mac), IpAddr::V4(peer.attributes.public_ip));
-        let route = Route { link, via: Some(gateway), onlink: true, protocol: ROUTE_PROTOCOL };
+        let route = Route {
+            link,
+            via: Some(gateway),
+            onlink: true,
+            protocol: ROUTE_PROTOCOL,
+            source: None,
+        };
         state.routes.insert(RouteKey::main(peer.subnet.subnet4()), route);
     }
 
