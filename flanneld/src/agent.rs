@@ -154,6 +154,7 @@ async fn serve(
         network,
         engine,
         rules: options.rules,
+        rules_interval: options.rules_interval,
         ip_masq: options.ip_masq,
         subnet_file: options.subnet_file,
         kernel,

@@ -44,6 +44,7 @@ pub(crate) struct Options {
     /// What the subnet file says about masquerading.
     pub(crate) ip_masq: bool,
     pub(crate) rules: RuleOptions,
+    pub(crate) rules_interval: Duration,
     pub(crate) health: Option<SocketAddr>,
     pub(crate) verbosity: i64,
     /// Variables of the environment that were left out, and why.
@@ -216,6 +217,7 @@ impl Typed {
         if !(1..1440).contains(&margin) {
             return Err(self.invalid("subnet-lease-renew-margin", "minutes from 1 to 1439"));
         }
+        let interval = self.number("iptables-resync")?;
         Ok(Options {
             store: self.store(),
             interface: self.interface()?,
@@ -223,6 +225,7 @@ impl Typed {
             renew_margin: Duration::from_secs(margin.unsigned_abs() * 60),
             ip_masq: self.switch("ip-masq"),
             rules: self.rules()?,
+            rules_interval: Duration::from_secs(interval.clamp(1, 3600).unsigned_abs()),
             health,
             verbosity: self.number("v")?,
             ignored: self.ignored,

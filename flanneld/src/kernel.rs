@@ -38,6 +38,8 @@ pub(crate) struct Outcome {
     pub(crate) node_failures: Vec<String>,
     /// What failed of the rest: of what concerns one peer each, and of clearing up.
     pub(crate) other_failures: Vec<String>,
+    /// Whether the kernel does not tell when the rules change.
+    pub(crate) rules_unwatched: bool,
 }
 
 impl Outcome {
@@ -119,6 +121,7 @@ fn make_rules_true(keeper: &mut RuleKeeper, wanted: &Wanted, outcome: &mut Outco
         }
         Err(error) => outcome.node_failures.push(chain(&error)),
     }
+    outcome.rules_unwatched = !keeper.is_notified(wanted.engine);
 }
 
 fn texts(failures: &[&ApplyError]) -> Vec<String> {

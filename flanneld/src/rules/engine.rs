@@ -91,6 +91,11 @@ impl RuleKeeper {
         }
     }
 
+    /// Tells whether the kernel says when the rules change, which it does for nf_tables only.
+    pub(crate) fn is_notified(&self, engine: Engine) -> bool {
+        engine == Engine::Nftables || self.variant == Some(Variant::Nft)
+    }
+
     /// Removes what is left of the rules everywhere else, ours and flannel's: in the engine that was
     /// used before, and of an IP version that is no longer in use. Call this when the rules are in
     /// place, so that packets meet one set or both. Returns how many operations that took, and what
