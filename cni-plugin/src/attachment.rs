@@ -17,6 +17,7 @@ use fabric::netstate::{
 use ipnetwork::IpNetwork;
 use sha2::{Digest, Sha256};
 
+use crate::bandwidth;
 use crate::bridge::{Bridge, Gateway};
 use crate::filter::Rules;
 use crate::invocation::Attachment;
@@ -212,11 +213,17 @@ pub fn of_alias(alias: &str) -> Option<(&str, &str, &str)> {
     parts.next().is_none().then_some(attachment)
 }
 
-/// Whether a link with the name of the host's end is it. A remark may be missing if the ADD was killed
-/// before it came to it.
-pub fn is_host_veth_of(attachment: &Attachment, link: &Link) -> bool {
-    let is_veth = matches!(link.kind, LinkKind::Veth(_));
-    is_veth && link.alias.as_ref().is_none_or(|remark| *remark == alias(attachment))
+/// The names of all links on the host that an attachment may have for itself.
+pub fn host_links(attachment: &Attachment) -> Vec<LinkName> {
+    [host_veth(attachment)].into_iter().chain(bandwidth::ifb_names(attachment)).collect()
+}
+
+/// Whether a link with one of these names is of the attachment. A remark may be missing if somebody
+/// else made the link.
+pub fn is_host_link_of(attachment: &Attachment, name: LinkName, link: &Link) -> bool {
+    let is_veth = name == host_veth(attachment) && matches!(link.kind, LinkKind::Veth(_));
+    let is_marked = link.alias.as_ref().is_none_or(|remark| *remark == alias(attachment));
+    (is_veth && is_marked) || bandwidth::is_ifb_of(attachment, name, link)
 }
 
 /// The Ethernet address that goes with an address.
@@ -249,6 +256,7 @@ fn host(attachment: &Attachment, netns: &Path, bridge: &Bridge, ips: &[Ip]) -> N
     if bridge.ports.leads_loopback() && ips.iter().any(|ip| ip.address.is_ipv4()) {
         state.sysctls.insert(Sysctl::ipv4(bridge.name, "route_localnet"), "1".to_owned());
     }
+    bandwidth::add_to(&mut state, attachment, veth, bridge.mtu, &bridge.limits);
     // A pod must not configure the node.
     for link in [bridge.name, veth] {
         state.sysctls.insert(Sysctl::ipv6(link, "accept_ra"), "0".to_owned());

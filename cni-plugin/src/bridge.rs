@@ -12,6 +12,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::args::{Args, ArgsError};
+use crate::bandwidth::{BandwidthError, Limits};
 use crate::filter::Engine;
 use crate::ipam::source::{Source, SourceError};
 use crate::portmap::{PortMap, PortMapError};
@@ -36,6 +37,8 @@ pub struct Bridge {
     pub dns: Option<Dns>,
     /// Ports of the node that lead to the attachment.
     pub ports: PortMap,
+    /// How much the attachment may send and receive.
+    pub limits: Limits,
     /// The Ethernet address of the interface in the sandbox, if somebody asked for one.
     pub mac: Option<MacAddr>,
     /// Where addresses come from; `None` for a bridge that only switches.
@@ -85,6 +88,9 @@ pub enum BridgeError {
     /// Ports cannot be led as configured.
     #[error(transparent)]
     Ports(#[from] PortMapError),
+    /// There cannot be such limits.
+    #[error(transparent)]
+    Bandwidth(#[from] BandwidthError),
     /// The addresses cannot be handed out as configured.
     #[error(transparent)]
     Ipam(#[from] SourceError),
@@ -115,6 +121,7 @@ impl Bridge {
             mac: raw.mac(&args)?,
             ipam: Source::of(delegate, &args)?,
             ports: PortMap::new(delegate)?,
+            limits: Limits::of_runtime(delegate)?,
             dns: raw.dns.filter(|_| says_dns(delegate)),
         })
     }
@@ -289,6 +296,7 @@ mod tests {
             dns: None,
             mac: None,
             ports: PortMap::default(),
+            limits: Limits::default(),
             ipam: Some(Source::HostLocal(HostLocal {
                 data_dir: PathBuf::from("/var/lib/cni/networks"),
                 sets: vec![RangeSet(vec![Range::of("10.1.2.0/24".parse().unwrap()).unwrap()])],

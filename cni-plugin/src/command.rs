@@ -1,6 +1,7 @@
 //! What each command does, in one place per command.
 
 pub mod add;
+pub mod bandwidth;
 pub mod check;
 pub mod del;
 pub mod flannel;

@@ -4,7 +4,9 @@ use ipnetwork::IpNetwork;
 use serde::Serialize;
 
 use crate::args::ArgsError;
+use crate::bandwidth::BandwidthError;
 use crate::bridge::BridgeError;
+use crate::command::bandwidth::PeerError;
 use crate::command::check::Difference;
 use crate::delegate::DelegateError;
 use crate::external::ExternalError;
@@ -61,6 +63,12 @@ pub enum Error {
     /// Ports cannot be led as configured.
     #[error(transparent)]
     Ports(#[from] PortMapError),
+    /// There cannot be such limits.
+    #[error(transparent)]
+    Bandwidth(#[from] BandwidthError),
+    /// It is not known which link of the host is the pod's.
+    #[error(transparent)]
+    Peer(#[from] PeerError),
     /// There is no plugin before it in the list.
     #[error("must be called as chained plugin")]
     NotChained,
@@ -172,6 +180,11 @@ impl Error {
             Self::ValidAttachments(_) => UNDECODABLE,
             Self::Remains(errors) => errors.first().map_or(INTERNAL, Self::code),
             Self::Ports(error) | Self::Bridge(BridgeError::Ports(error)) => ports_code(error),
+            Self::Bandwidth(error) | Self::Bridge(BridgeError::Bandwidth(error)) => match error {
+                BandwidthError::Json(_) => UNDECODABLE,
+                _ => INVALID_CONFIGURATION,
+            },
+            Self::Peer(_) => INVALID_CONFIGURATION,
             Self::NotChained => INVALID_CONFIGURATION,
             Self::Args(_) => INVALID_ENVIRONMENT,
             Self::NotLoopback(_) => IN_THE_WAY,

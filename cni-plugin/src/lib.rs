@@ -17,6 +17,7 @@ pub mod process;
 pub mod version;
 
 pub mod attachment;
+pub mod bandwidth;
 pub mod bridge;
 pub mod delegate;
 pub mod external;

@@ -20,12 +20,21 @@ pub enum Plugin {
     Portmap,
     /// Hands out the addresses that the configuration names.
     Static,
+    /// Limits how much a pod may send and receive.
+    Bandwidth,
 }
 
 impl Plugin {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Flannel, Self::Bridge, Self::HostLocal, Self::Loopback, Self::Portmap, Self::Static];
+    pub const ALL: [Self; 7] = [
+        Self::Flannel,
+        Self::Bridge,
+        Self::HostLocal,
+        Self::Loopback,
+        Self::Portmap,
+        Self::Static,
+        Self::Bandwidth,
+    ];
 
     /// Returns the name that network lists have for it.
     pub const fn as_str(self) -> &'static str {
@@ -36,6 +45,7 @@ impl Plugin {
             Self::Loopback => "loopback",
             Self::Portmap => "portmap",
             Self::Static => "static",
+            Self::Bandwidth => "bandwidth",
         }
     }
 
@@ -49,6 +59,7 @@ impl Plugin {
             | Self::Loopback
             | Self::Portmap
             | Self::Static => Version::V0_1_0,
+            Self::Bandwidth => Version::V0_3_0,
         }
     }
 

@@ -7,6 +7,9 @@ use fabric::link_name::LinkName;
 use fabric::netstate::{Address, LinkKind, NetState, Route, RouteKey};
 use ipnetwork::IpNetwork;
 
+use crate::bandwidth;
+use crate::invocation::Attachment;
+
 /// Something that is there and should not be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Conflict {
@@ -26,6 +29,9 @@ pub enum Conflict {
     /// There is such an attachment already.
     #[error("the host's end \"{0}\" of this attachment already exists")]
     HostVeth(LinkName),
+    /// The name of the link for what comes from the pod belongs to something else.
+    #[error("\"{0}\" already exists but is not for what comes from this attachment")]
+    Ifb(LinkName),
     /// The sandbox has such an interface already.
     #[error("interface \"{0}\" already exists in the sandbox")]
     Interface(LinkName),
@@ -38,6 +44,16 @@ pub enum Conflict {
 pub fn check_sandbox(if_name: LinkName, observed: &NetState) -> Result<(), Conflict> {
     let taken = observed.links.contains_key(&if_name);
     if taken { Err(Conflict::Interface(if_name)) } else { Ok(()) }
+}
+
+/// Finds out whether the name of the link for what comes from the pod is free, or that link is there.
+///
+/// # Errors
+/// If something else has the name.
+pub fn check_ifb(attachment: &Attachment, observed: &NetState) -> Result<(), Conflict> {
+    let name = bandwidth::ifb(attachment);
+    let is_ours = |link| bandwidth::is_ifb_of(attachment, name, link);
+    if observed.links.get(&name).is_none_or(is_ours) { Ok(()) } else { Err(Conflict::Ifb(name)) }
 }
 
 /// Finds what on the host is in the way of `desired`, with or without leave to `force` addresses
@@ -85,6 +101,12 @@ pub fn among_others(desired: &NetState, observed: &NetState) -> NetState {
         .retain(|key, route| !observed.routes.iter().any(|other| serves(other, (key, route))));
     for (key, route) in &observed.routes {
         state.routes.entry(*key).or_insert(*route);
+    }
+    for (link, bucket) in &observed.shapers {
+        state.shapers.entry(*link).or_insert(*bucket);
+    }
+    for (link, to) in &observed.redirects {
+        state.redirects.entry(*link).or_insert(*to);
     }
     state
 }

@@ -7,6 +7,7 @@ mod apply;
 mod interfaces;
 mod link_up;
 mod observe;
+mod peers;
 mod shaping;
 mod socket;
 
@@ -14,6 +15,7 @@ pub use apply::{ApplyError, apply};
 pub use interfaces::{DefaultRoute, Interface, InterfaceAddress, Inventory, aliases, route_to};
 pub use link_up::LinkMonitor;
 pub use observe::{Adopted, Routes, Scope, observe};
+pub use peers::{link_of_index, peer_of};
 pub use socket::{NetlinkError, Refusal, Socket};
 
 use crate::netstate::NetState;

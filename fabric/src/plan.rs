@@ -150,7 +150,6 @@ fn rebuilt_links(desired: &NetState, observed: &NetState) -> BTreeSet<LinkName> 
 fn can_become(now: &LinkKind, wanted: &LinkKind) -> bool {
     match (now, wanted) {
         (LinkKind::Vxlan(now), LinkKind::Vxlan(wanted)) => {
-            let family = |vxlan: &Vxlan| vxlan.local.map(|ip| ip.is_ipv4());
             now.vni == wanted.vni
                 && now.port == wanted.port
                 && now.gbp == wanted.gbp
@@ -183,13 +182,36 @@ impl Diff<'_> {
             || (self.observed.links.contains_key(name) && !self.desired.links.contains_key(name))
     }
 
+    /// Whether a link goes because another one can only be made without it: the kernel refuses two
+    /// tunnels of one kind, as a renamed one and its successor are.
+    fn is_in_the_way(&self, name: &LinkName) -> bool {
+        let Some(Link { kind: LinkKind::Vxlan(now), .. }) = self.observed.links.get(name) else {
+            return false;
+        };
+        let collides = |link: &Link| match &link.kind {
+            LinkKind::Vxlan(wanted) => {
+                (now.vni, now.port, family(now)) == (wanted.vni, wanted.port, family(wanted))
+            }
+            _ => false,
+        };
+        !self.desired.links.contains_key(name) && self.desired.links.values().any(collides)
+    }
+
     fn add_links(&self, ops: &mut Vec<Op>) {
         ops.extend(self.rebuilt.iter().map(|name| Op::DelLink(*name)));
+        let in_the_way = self.observed.links.keys().filter(|name| self.is_in_the_way(name));
+        ops.extend(in_the_way.map(|name| Op::DelLink(*name)));
         let mut missing: Vec<_> =
             self.desired.links.iter().filter(|(name, _)| self.kept(name).is_none()).collect();
         // A port can only be made when its bridge is there, and a tunnel when its underlay is.
         missing.sort_by_key(|(_, link)| (link.port.is_some(), underlay(link).is_some()));
-        ops.extend(missing.into_iter().map(|(name, link)| Op::AddLink(*name, link.clone())));
+        for (name, link) in missing {
+            ops.push(Op::AddLink(*name, link.clone()));
+            // The kernel takes no remark when it makes the link. In the same send it follows for
+            // sure, so that there is never one whose maker cannot be told.
+            let alias = link.alias.clone();
+            ops.extend(alias.map(|alias| Op::SetLink(*name, LinkChange::Alias(alias))));
+        }
     }
 
     fn change_links(&self, ops: &mut Vec<Op>) {
@@ -203,7 +225,6 @@ impl Diff<'_> {
                     ops.extend(mtu.map(|mtu| change(LinkChange::Mtu(mtu))));
                     let hairpin = link.port.is_some_and(|port| port.hairpin);
                     ops.extend(hairpin.then(|| change(LinkChange::Hairpin(true))));
-                    ops.extend(link.alias.clone().map(|alias| change(LinkChange::Alias(alias))));
                     ops.extend(flag_changes(None, link).into_iter().map(change));
                 }
             }
@@ -336,11 +357,16 @@ impl Diff<'_> {
 
     fn del_links(&self, ops: &mut Vec<Op>) {
         for (name, link) in self.observed.links.iter().rev() {
-            if !self.desired.links.contains_key(name) && link.kind != LinkKind::Loopback {
+            let gone = self.desired.links.contains_key(name) || self.is_in_the_way(name);
+            if !gone && link.kind != LinkKind::Loopback {
                 ops.push(Op::DelLink(*name));
             }
         }
     }
+}
+
+fn family(vxlan: &Vxlan) -> Option<bool> {
+    vxlan.local.map(|ip| ip.is_ipv4())
 }
 
 /// The link that this one is on.

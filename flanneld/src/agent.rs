@@ -166,6 +166,7 @@ async fn serve(
     let (rebuild, backends) = mpsc::channel(1);
     let moved = async |interface: &ExternalInterface| match configure(interface) {
         Ok(backend) => {
+            store.reconnect();
             publish.send_replace(self::attributes(&*backend, interface));
             // Nobody listens any more only when the program is ending.
             let _ending = rebuild.send(backend).await;

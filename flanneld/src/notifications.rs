@@ -12,15 +12,19 @@
 use std::collections::BTreeSet;
 use std::future::poll_fn;
 use std::io;
+use std::net::IpAddr;
 use std::task::{Context, Poll, ready};
 
 use fabric::link_name::LinkName;
 use fabric::netstate::ROUTE_PROTOCOL;
+use ipnetwork::IpNetwork;
 use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
-use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol};
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType,
+};
 use rtnetlink::sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use rtnetlink::sys::{AsyncSocket, SocketAddr, TokioSocket};
 use tokio::sync::Notify;
@@ -40,27 +44,39 @@ pub(crate) struct Notifications<'a> {
     links: TokioSocket,
     rules: TokioSocket,
     message: Vec<u8>,
-    interest: Interest,
+    filter: Filter,
     /// Told when something changed about the interface between nodes.
     underlay_changed: &'a Notify,
 }
 
-/// What is listened for.
+/// What is listened for, besides routes with our mark, and rules.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Interest {
+    /// The links that the backend makes.
+    pub(crate) devices: BTreeSet<LinkName>,
+    /// The interface between nodes.
+    pub(crate) underlay: Option<LinkName>,
+    /// The networks of all pods.
+    pub(crate) networks: Vec<IpNetwork>,
+}
+
+/// The interest, with the numbers that the links have at the moment.
 #[derive(Debug, Default)]
-struct Interest {
-    devices: BTreeSet<LinkName>,
-    device_indices: BTreeSet<u32>,
-    underlay: Option<LinkName>,
-    underlay_index: Option<u32>,
+struct Filter {
+    interest: Interest,
+    devices: BTreeSet<u32>,
+    underlay: Option<u32>,
 }
 
 /// What a notification is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Subject {
-    /// A device, an entry or a route of ours.
+    /// A device of ours and what is on it, a route to pods, and whatever cannot be told.
     Ours,
-    /// The interface between nodes: itself, its addresses, the routes that leave by it.
+    /// The interface between nodes: itself, and its addresses.
     Underlay,
+    /// A route that leaves by the interface between nodes, to somewhere else.
+    UnderlayRoute,
     Other,
 }
 
@@ -82,28 +98,25 @@ impl<'a> Notifications<'a> {
             links: listen(NETLINK_ROUTE, groups.map(|group| group as u32))?,
             rules: listen(NETLINK_NETFILTER, [NFTABLES_GROUP])?,
             message: Vec::with_capacity(MESSAGE_BYTES),
-            interest: Interest::default(),
+            filter: Filter::default(),
             underlay_changed,
         })
     }
 
-    /// Forgets what was told so far: call this before looking at the kernel. From now on only what
-    /// concerns these links counts, routes with our mark, and rules.
-    pub(crate) fn restart(&mut self, devices: BTreeSet<LinkName>, underlay: LinkName) {
+    /// Forgets what was told so far: call this before looking at the kernel.
+    pub(crate) fn restart(&mut self, interest: Interest) {
         for _ in 0..PENDING_MAX {
             if !take(&self.links, &mut self.message) {
                 break;
             }
-            if self.interest.subject(&self.message) == Subject::Underlay {
-                self.underlay_changed.notify_one();
-            }
+            self.classify();
         }
         for _ in 0..PENDING_MAX {
             if !take(&self.rules, &mut self.message) {
                 break;
             }
         }
-        self.interest = Interest::in_links(devices, underlay);
+        self.filter = Filter::new(interest);
     }
 
     /// Waits until something changed that may concern us, whoever changed it.
@@ -132,15 +145,22 @@ impl<'a> Notifications<'a> {
     fn poll_links(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             ready!(receive(&self.links, context, &mut self.message))?;
-            match self.interest.subject(&self.message) {
-                Subject::Ours => return Poll::Ready(Ok(())),
-                Subject::Underlay => {
-                    self.underlay_changed.notify_one();
-                    return Poll::Ready(Ok(()));
-                }
-                Subject::Other => {}
+            match self.classify() {
+                Subject::Ours | Subject::Underlay => return Poll::Ready(Ok(())),
+                Subject::UnderlayRoute | Subject::Other => {}
             }
         }
+    }
+
+    /// Says what the message is about, and passes it on to who follows the underlay.
+    fn classify(&self) -> Subject {
+        // What was lost may have been about anything.
+        let lost = self.message.is_empty();
+        let subject = if lost { Subject::Ours } else { self.filter.subject(&self.message) };
+        if lost || matches!(subject, Subject::Underlay | Subject::UnderlayRoute) {
+            self.underlay_changed.notify_one();
+        }
+        subject
     }
 }
 
@@ -178,20 +198,18 @@ fn take(socket: &TokioSocket, message: &mut Vec<u8>) -> bool {
     }
 }
 
-impl Interest {
-    fn in_links(devices: BTreeSet<LinkName>, underlay: LinkName) -> Self {
+impl Filter {
+    fn new(interest: Interest) -> Self {
         Self {
-            device_indices: devices.iter().filter_map(index_of).collect(),
-            devices,
-            underlay_index: index_of(&underlay),
-            underlay: Some(underlay),
+            devices: interest.devices.iter().filter_map(index_of).collect(),
+            underlay: interest.underlay.as_ref().and_then(index_of),
+            interest,
         }
     }
 
     fn subject(&self, message: &[u8]) -> Subject {
-        // What is lost, or does not decode, may have been about anything.
         let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(message) else {
-            return Subject::Underlay;
+            return Subject::Ours;
         };
         match &message.payload {
             NetlinkPayload::InnerMessage(message) => self.subject_of(message),
@@ -211,17 +229,41 @@ impl Interest {
             RouteNetlinkMessage::NewNeighbour(entry) | RouteNetlinkMessage::DelNeighbour(entry) => {
                 match self.index(entry.header.ifindex) {
                     Subject::Ours => Subject::Ours,
-                    Subject::Underlay | Subject::Other => Subject::Other,
+                    _ => Subject::Other,
                 }
             }
             RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
-                match leaves_by(route).map_or(Subject::Other, |index| self.index(index)) {
-                    _ if is_marked(route) => Subject::Ours,
-                    subject => subject,
-                }
+                self.route(route)
             }
             _ => Subject::Other,
         }
+    }
+
+    fn route(&self, message: &RouteMessage) -> Subject {
+        let leaves_by = message.attributes.iter().find_map(|attribute| match attribute {
+            RouteAttribute::Oif(index) => Some(*index),
+            _ => None,
+        });
+        let marked = message.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL);
+        if marked || self.leads_to_pods(message) {
+            return Subject::Ours;
+        }
+        match leaves_by.map_or(Subject::Other, |index| self.index(index)) {
+            Subject::Underlay => Subject::UnderlayRoute,
+            subject => subject,
+        }
+    }
+
+    fn leads_to_pods(&self, message: &RouteMessage) -> bool {
+        let destination = message.attributes.iter().find_map(|attribute| match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(ip)) => Some(IpAddr::V4(*ip)),
+            RouteAttribute::Destination(RouteAddress::Inet6(ip)) => Some(IpAddr::V6(*ip)),
+            _ => None,
+        });
+        let contain = |ip| self.interest.networks.iter().any(|network| network.contains(ip));
+        // Addresses of this host have routes of their own, in a table of their own.
+        let local = message.header.kind == RouteType::Local;
+        !local && destination.is_some_and(contain)
     }
 
     /// A link is known by its name as it is now, or by its number, in case it was renamed.
@@ -231,32 +273,21 @@ impl Interest {
             _ => None,
         });
         match name {
-            Some(name) if self.devices.contains(&name) => Subject::Ours,
-            Some(name) if self.underlay == Some(name) => Subject::Underlay,
+            Some(name) if self.interest.devices.contains(&name) => Subject::Ours,
+            Some(name) if self.interest.underlay == Some(name) => Subject::Underlay,
             _ => self.index(message.header.index),
         }
     }
 
     fn index(&self, index: u32) -> Subject {
-        if self.device_indices.contains(&index) {
+        if self.devices.contains(&index) {
             Subject::Ours
-        } else if self.underlay_index == Some(index) {
+        } else if self.underlay == Some(index) {
             Subject::Underlay
         } else {
             Subject::Other
         }
     }
-}
-
-fn is_marked(message: &RouteMessage) -> bool {
-    message.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL)
-}
-
-fn leaves_by(message: &RouteMessage) -> Option<u32> {
-    message.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Oif(index) => Some(*index),
-        _ => None,
-    })
 }
 
 fn index_of(link: &LinkName) -> Option<u32> {

@@ -29,7 +29,7 @@ use crate::errors::chain;
 use crate::kernel::{Kernel, Outcome, Wanted};
 use crate::lease::table::{LeaseTable, LeaseUpdate};
 use crate::lease::{Lease, LeaseKey};
-use crate::notifications::Notifications;
+use crate::notifications::{Interest, Notifications};
 use crate::rules::engine::Engine;
 use crate::rules::{self, RuleOptions};
 
@@ -61,6 +61,16 @@ pub(crate) struct Node {
     pub(crate) ip_masq: bool,
     pub(crate) subnet_file: PathBuf,
     pub(crate) kernel: Kernel,
+}
+
+impl Node {
+    fn interest(&self) -> Interest {
+        Interest {
+            devices: self.backend.device().into_iter().collect(),
+            underlay: Some(self.underlay),
+            networks: vec![IpNetwork::V4(self.network)],
+        }
+    }
 }
 
 /// Where events come from and where results go.
@@ -122,8 +132,7 @@ pub(crate) async fn run(node: Node, mut channels: Channels<'_>) -> io::Result<()
     reconciler.take(snapshot, &channels.doubts);
     let mut retry = RETRY_MIN;
     loop {
-        let devices = reconciler.node.backend.device().into_iter().collect();
-        channels.notifications.restart(devices, reconciler.node.underlay);
+        channels.notifications.restart(reconciler.node.interest());
         let done = reconciler.pass(&channels.ready).await;
         retry = if done { RETRY_MIN } else { (retry * 2).min(RETRY_MAX) };
         let pause = if done { reconciler.check_interval() } else { retry };

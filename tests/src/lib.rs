@@ -31,4 +31,5 @@ pub mod rule_engine;
 pub mod runtime;
 pub mod traffic;
 
+pub mod snapshot;
 pub mod statistics;

@@ -43,7 +43,7 @@ impl RuleEngine {
         match self {
             Self::Nftables => {
                 let tables = program::run(node.command("nft").args(["list", "tables"]));
-                let ours = tables.lines().filter(|table| table.contains("flannel"));
+                let ours = tables.lines().filter(|table| table.contains(" flannel-ipv"));
                 let list =
                     |table: &str| program::run(node.command("nft").arg(format!("list {table}")));
                 ours.map(list).collect()

@@ -215,22 +215,20 @@ fn iptables_in_the_older_tables_hold_upstreams_rules_and_nothing_else() {
 }
 
 fn iptables_hold_upstreams_rules_and_nothing_else(engine: RuleEngine, variant: &str) {
-            let cluster = Cluster::running_with(engine, 1, Store::Directory);
-            let node = cluster.node(1);
-            let pods = format!("{}/24", published(node).base);
-            let (masq, forward) = (
-                "-m comment --comment \"flanneld masq\"",
-                "-m comment --comment \"flanneld forward\"",
-            );
-            let filter = format!(
-                "\
+    let cluster = Cluster::running_with(engine, 1, Store::Directory);
+    let node = cluster.node(1);
+    let pods = format!("{}/24", published(node).base);
+    let (masq, forward) =
+        ("-m comment --comment \"flanneld masq\"", "-m comment --comment \"flanneld forward\"");
+    let filter = format!(
+        "\
 -A FORWARD {forward} -j FLANNEL-FWD
 -A FLANNEL-FWD -s 10.244.0.0/16 {forward} -j ACCEPT
 -A FLANNEL-FWD -d 10.244.0.0/16 {forward} -j ACCEPT
 "
-            );
-            let nat = format!(
-                "\
+    );
+    let nat = format!(
+        "\
 -A POSTROUTING {masq} -j FLANNEL-POSTRTG
 -A FLANNEL-POSTRTG -m mark --mark 0x4000/0x4000 {masq} -j RETURN
 -A FLANNEL-POSTRTG -s {pods} -d 10.244.0.0/16 {masq} -j RETURN
@@ -239,17 +237,17 @@ fn iptables_hold_upstreams_rules_and_nothing_else(engine: RuleEngine, variant: &
 -A FLANNEL-POSTRTG -s 10.244.0.0/16 ! -d 224.0.0.0/4 {masq} -j MASQUERADE --random-fully
 -A FLANNEL-POSTRTG ! -s 10.244.0.0/16 -d 10.244.0.0/16 {masq} -j MASQUERADE --random-fully
 "
-            );
-            for (table, wanted) in [("filter", filter), ("nat", nat)] {
-                let mut save = node.namespace().command(&format!("iptables-{variant}-save"));
-                let saved = program::run(save.args(["-t", table]));
-                let rules = saved.lines().filter(|line| line.starts_with("-A"));
-                let rules: String = rules.map(|line| format!("{line}\n")).collect();
-                assert_eq!(rules, wanted, "{engine:?}");
-            }
-            for other in RuleEngine::ALL.into_iter().filter(|other| *other != engine) {
-                assert_eq!(other.listing(node.namespace()), "", "{engine:?}");
-            }
+    );
+    for (table, wanted) in [("filter", filter), ("nat", nat)] {
+        let mut save = node.namespace().command(&format!("iptables-{variant}-save"));
+        let saved = program::run(save.args(["-t", table]));
+        let rules = saved.lines().filter(|line| line.starts_with("-A"));
+        let rules: String = rules.map(|line| format!("{line}\n")).collect();
+        assert_eq!(rules, wanted, "{engine:?}");
+    }
+    for other in RuleEngine::ALL.into_iter().filter(|other| *other != engine) {
+        assert_eq!(other.listing(node.namespace()), "", "{engine:?}");
+    }
 }
 
 #[test]

@@ -43,9 +43,7 @@ fn switching_the_engine_loses_no_packet_of_a_masqueraded_flow() {
             wait::until_true("the flow goes on", || flow.received() > before + count);
         };
         go_on(300);
-        for engine in
-            [RuleEngine::IptablesNft, RuleEngine::Nftables, RuleEngine::IptablesNft]
-        {
+        for engine in [RuleEngine::IptablesNft, RuleEngine::Nftables, RuleEngine::IptablesNft] {
             cluster.stop(1);
             cluster.store().configure(&engine.network());
             cluster.start(1);

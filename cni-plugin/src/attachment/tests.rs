@@ -60,8 +60,8 @@ fn the_stock_list_on_the_host() {
 ip link add cni0 address 0a:58:0a:01:02:01 mtu 1450 type bridge
 ip link add veth50419296 address f6:b9:19:3b:2f:b7 mtu 1450 master cni0 type veth peer name eth0 netns /run/netns/x \
 address 0a:58:0a:01:02:05 mtu 1450
-bridge link set dev veth50419296 hairpin on
 ip link set veth50419296 alias \"one/eth0/cbr0\"
+bridge link set dev veth50419296 hairpin on
 sysctl -w net/ipv4/ip_forward=1
 sysctl -w net/ipv6/conf/cni0/accept_ra=0
 sysctl -w net/ipv6/conf/veth50419296/accept_ra=0
@@ -213,7 +213,11 @@ fn a_foreign_link_of_the_same_name_is_not_the_hosts_end() {
         (link(LinkKind::Bridge, Some("one/eth0/cbr0")), false),
     ];
     for (link, expected) in table {
-        assert_eq!(is_host_veth_of(&attachment(), &link), expected, "{link:?}");
+        assert_eq!(
+            is_host_link_of(&attachment(), host_veth(&attachment()), &link),
+            expected,
+            "{link:?}"
+        );
     }
 }
 

@@ -12,7 +12,7 @@ use fabric::netstate::{Link, NetState};
 use crate::args::Args;
 use crate::attachment::{self, Desired, host_veth};
 use crate::bridge::Bridge;
-use crate::command::{del, flannel, loopback, ports};
+use crate::command::{bandwidth, del, flannel, loopback, ports};
 use crate::error::Error;
 use crate::filter;
 use crate::invocation::{Attachment, Call};
@@ -21,7 +21,7 @@ use crate::kernel::{self, KernelError, links};
 use crate::plugin::Plugin;
 use crate::result::{AddResult, Interface, Ip, ResultError};
 use crate::sandbox;
-use crate::sharing::{check_host, check_sandbox};
+use crate::sharing::{check_host, check_ifb, check_sandbox};
 use crate::version::Version;
 
 /// How long the kernel may take to open the attachment's port of the bridge. A few milliseconds are
@@ -46,6 +46,7 @@ pub fn run(plugin: Plugin, call: &Call, netns: &Path) -> Result<AddResult, Error
         Plugin::HostLocal | Plugin::Static => addresses(plugin, call, netns),
         Plugin::Loopback => loopback::add(call, netns),
         Plugin::Portmap => ports::add(call),
+        Plugin::Bandwidth => bandwidth::add(call, netns),
     }
 }
 
@@ -98,7 +99,7 @@ impl<'a> Site<'a> {
             .into_iter()
             .map(|ip| Ip { interface: Some(SANDBOX_INTERFACE), ..ip });
         Ok(AddResult {
-            interfaces: interfaces(attachment, &bridge, netns, &before, &desired),
+            interfaces: interfaces(call, &bridge, netns, &before, &desired),
             ips: ips.collect(),
             routes,
             dns: bridge.dns.unwrap_or(dns),
@@ -135,7 +136,10 @@ fn connect(
 ) -> Result<NetState, Error> {
     let veth = host_veth(attachment);
     let monitor = LinkMonitor::open().map_err(KernelError::from)?;
-    let check = |observed: &NetState| check_host(&desired.host, observed, bridge.force_address);
+    let check = |observed: &NetState| {
+        check_ifb(attachment, observed)?;
+        check_host(&desired.host, observed, bridge.force_address)
+    };
     let before = kernel::ensure(host, &desired.host, check)?;
     sandbox::inside(sandbox, || kernel::ensure(&mut inside, &desired.sandbox, |_| Ok(())))??;
     filter::ensure(&desired.filter)?;
@@ -152,12 +156,13 @@ fn connect(
 const SANDBOX_INTERFACE: usize = 2;
 
 fn interfaces(
-    attachment: &Attachment,
+    call: &Call,
     bridge: &Bridge,
     netns: &Path,
     before: &NetState,
     desired: &Desired,
 ) -> Vec<Interface> {
+    let attachment = &call.attachment;
     let interface = |name, links: &[&BTreeMap<LinkName, Link>]| {
         let mac = links.iter().find_map(|links| links.get(&name)?.mac);
         Interface {
@@ -172,5 +177,6 @@ fn interfaces(
         sandbox: netns.to_string_lossy().into_owned(),
         ..interface(attachment.if_name, &[&desired.sandbox.links])
     };
-    vec![interface(bridge.name, &host), interface(host_veth(attachment), &host), sandbox]
+    let links = [interface(bridge.name, &host), interface(host_veth(attachment), &host), sandbox];
+    links.into_iter().chain(bandwidth::interface(call, &desired.host)).collect()
 }

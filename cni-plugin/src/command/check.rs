@@ -14,7 +14,7 @@ use fabric::plan::{Plan, diff};
 use crate::args::Args;
 use crate::attachment::{self, Made};
 use crate::bridge::{Bridge, lookup};
-use crate::command::{flannel, loopback, ports};
+use crate::command::{bandwidth, flannel, loopback, ports};
 use crate::error::Error;
 use crate::filter;
 use crate::invocation::Call;
@@ -64,6 +64,7 @@ pub fn run(plugin: Plugin, call: &Call, netns: &Path) -> Result<(), Error> {
         Plugin::HostLocal | Plugin::Static => addresses(plugin, call, netns),
         Plugin::Loopback => loopback::check(call, netns),
         Plugin::Portmap => ports::check(call),
+        Plugin::Bandwidth => bandwidth::check(call, netns),
     }
 }
 

@@ -8,14 +8,14 @@ use std::thread::{self, ScopedJoinHandle};
 use fabric::link_name::LinkName;
 use fabric::netlink::{Socket, apply, observe};
 use fabric::netns::Netns;
-use fabric::netstate::LinkKind;
+use fabric::netstate::{LinkKind, NetState};
 use fabric::plan::{Op, Plan};
 use fabric::subnet_file::SubnetFile;
 use serde_json::{Map, Value};
 
-use crate::attachment::{self, host_veth};
+use crate::attachment::{self, is_host_link_of};
 use crate::bridge::{default_name, lookup};
-use crate::command::{flannel, loopback, ports};
+use crate::command::{bandwidth, flannel, loopback, ports};
 use crate::error::Error;
 use crate::filter;
 use crate::invocation::{Attachment, Call};
@@ -46,6 +46,7 @@ pub fn run(plugin: Plugin, call: &Call, netns: Option<&Path>) -> Result<(), Erro
         Plugin::Static => Ok(()),
         Plugin::Loopback => loopback::del(call, netns),
         Plugin::Portmap => ports::del(call),
+        Plugin::Bandwidth => bandwidth::del(call),
     }
 }
 
@@ -85,7 +86,7 @@ fn remove_links(
     attachment: &Attachment,
     sandbox: Option<&Netns>,
 ) -> Result<(), Error> {
-    remove_host_veth(host, attachment)?;
+    remove_host_links(host, attachment)?;
     sandbox.map_or(Ok(()), |sandbox| remove_interface(sandbox, attachment.if_name))
 }
 
@@ -94,16 +95,28 @@ fn remove_links(
 /// # Errors
 /// The first of those that came up; all of it is tried.
 pub fn detach(host: &mut Socket, attachment: &Attachment, has_rules: bool) -> Result<(), Error> {
-    let removed = remove_host_veth(host, attachment);
+    let removed = remove_host_links(host, attachment);
     let rules = if has_rules { filter::remove(attachment).map(drop) } else { Ok(()) };
     removed?;
     Ok(rules?)
 }
 
-fn remove_host_veth(host: &mut Socket, attachment: &Attachment) -> Result<(), KernelError> {
-    let mut observed = observe(host, &links([host_veth(attachment)]))?;
-    observed.links.retain(|_, link| attachment::is_host_veth_of(attachment, link));
-    kernel::remove(host, &observed)
+fn remove_host_links(host: &mut Socket, attachment: &Attachment) -> Result<(), KernelError> {
+    let mut observed = observe(host, &links(attachment::host_links(attachment)))?;
+    observed.links.retain(|name, link| is_host_link_of(attachment, *name, link));
+    let mut links = observed
+        .links
+        .into_iter()
+        .map(|link| NetState { links: [link].into(), ..NetState::default() });
+    let Some(first) = links.next() else { return Ok(()) };
+    // Each takes a grace period of the kernel: one, together.
+    thread::scope(|scope| {
+        let others: Vec<_> = links
+            .map(|one| scope.spawn(move || kernel::remove(&mut Socket::open()?, &one)))
+            .collect();
+        let removed = kernel::remove(host, &first);
+        others.into_iter().map(join).fold(removed, Result::and)
+    })
 }
 
 /// Removes an interface that the Go plugin made: the name of its other end says nothing.

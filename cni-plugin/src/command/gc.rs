@@ -13,7 +13,8 @@ use fabric::netlink::{Socket, aliases, observe};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::attachment::{host_veth, is_host_veth_of, of_alias};
+use crate::attachment::{host_links as host_links_of, is_host_link_of, of_alias};
+use crate::bandwidth;
 use crate::command::del::{Remains, forget_neighbours};
 use crate::command::flannel;
 use crate::error::Error;
@@ -44,6 +45,7 @@ pub fn run(plugin: Plugin, call: &NetworkCall) -> Result<(), Error> {
             errors.extend(addresses(&valid, &config::data_dir(config)).err());
         }
         Plugin::Portmap => errors.extend(rules(&valid).err()),
+        Plugin::Bandwidth => errors.extend(ifbs(&valid).err()),
         Plugin::Loopback | Plugin::Static => {}
     }
     if errors.is_empty() { Ok(()) } else { Err(Error::Remains(errors)) }
@@ -113,7 +115,7 @@ pub(super) fn collect(
         Ok(socket) => socket,
         Err(error) => return errors.push(KernelError::from(error).into()),
     };
-    errors.extend(host_veths(&mut host, valid).err());
+    errors.extend(host_links(&mut host, valid, host_links_of).err());
     errors.extend(rules(valid).err());
     for one in remains {
         let released = match &one.giver {
@@ -127,7 +129,18 @@ pub(super) fn collect(
     }
 }
 
-fn host_veths(host: &mut Socket, valid: &Valid) -> Result<(), Error> {
+fn ifbs(valid: &Valid) -> Result<(), Error> {
+    let mut host = Socket::open().map_err(KernelError::from)?;
+    host_links(&mut host, valid, |attachment| bandwidth::ifb_names(attachment).into())
+}
+
+/// Removes links of attachments that are not valid, of those links that an attachment has by the
+/// names in `names`.
+fn host_links(
+    host: &mut Socket,
+    valid: &Valid,
+    names: impl Fn(&Attachment) -> Vec<LinkName>,
+) -> Result<(), Error> {
     let stale = |(name, alias): (LinkName, String)| {
         let (container, if_name, network) = of_alias(&alias)?;
         let ours = network == valid.network.as_str() && !valid.has(container, if_name);
@@ -136,12 +149,15 @@ fn host_veths(host: &mut Socket, valid: &Valid) -> Result<(), Error> {
             container: Id::new(container).filter(|_| ours)?,
             if_name: if_name.parse().ok()?,
         };
-        (host_veth(&attachment) == name).then_some((name, attachment))
+        names(&attachment).contains(&name).then_some((name, attachment))
     };
     let stale: Vec<_> = aliases(host)?.into_iter().filter_map(stale).collect();
     let mut observed = observe(host, &links(stale.iter().map(|(name, _)| *name)))?;
     observed.links.retain(|name, link| {
-        stale.iter().any(|(stale, attachment)| stale == name && is_host_veth_of(attachment, link))
+        let is_of = |(stale, attachment): &(LinkName, Attachment)| {
+            stale == name && is_host_link_of(attachment, *name, link)
+        };
+        stale.iter().any(is_of)
     });
     Ok(kernel::remove(host, &observed)?)
 }

@@ -5,6 +5,7 @@ mod check;
 mod collect;
 mod delegation;
 mod detach;
+mod limits;
 mod plugins;
 mod ports;
 

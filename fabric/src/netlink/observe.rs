@@ -36,6 +36,8 @@ use crate::vni::Vni;
 pub struct Scope {
     /// The links.
     pub links: BTreeSet<LinkName>,
+    /// The Ethernet addresses of tunnels of ours: one that somebody renamed is known by it.
+    pub macs: BTreeSet<MacAddr>,
     /// Whether to read the addresses of these links.
     pub addresses: bool,
     /// Whether to read the permanent neighbours on these links.
@@ -90,6 +92,7 @@ impl Scope {
     pub fn of(desired: &NetState) -> Self {
         Self {
             links: desired.links.keys().copied().collect(),
+            macs: BTreeSet::new(),
             addresses: !desired.addresses.is_empty(),
             neighbours: !desired.neighbours.is_empty(),
             fdb: !desired.fdb.is_empty(),
@@ -144,6 +147,17 @@ pub fn observe(socket: &mut Socket, scope: &Scope) -> Result<NetState, NetlinkEr
             names.insert(message.header.index, *name);
             let link = socket.decode_link(&message)?;
             state.links.insert(*name, link);
+        }
+    }
+    if !scope.macs.is_empty() && scope.links.len() > state.links.len() {
+        for message in socket.tunnels()? {
+            let link = socket.decode_link(&message)?;
+            if let Some(name) = name(&message)
+                && link.mac.is_some_and(|mac| scope.macs.contains(&mac))
+            {
+                names.insert(message.header.index, name);
+                state.links.insert(name, link);
+            }
         }
     }
     for index in names.keys() {
@@ -214,6 +228,20 @@ impl Socket {
             Err(refusal) => Err(NetlinkError::Refused { about: "a link", refusal }),
             Ok(_) => Ok(None),
         }
+    }
+
+    /// Returns all VXLAN links.
+    fn tunnels(&mut self) -> Result<Vec<LinkMessage>, NetlinkError> {
+        let mut request = LinkMessage::default();
+        request.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Vxlan)]));
+        let rows = self.dump("links", &RouteNetlinkMessage::GetLink(request))?;
+        Ok(rows
+            .into_iter()
+            .filter_map(|row| match row {
+                RouteNetlinkMessage::NewLink(link) => Some(link),
+                _ => None,
+            })
+            .collect())
     }
 
     fn name_of(&mut self, index: u32) -> Result<Option<LinkName>, NetlinkError> {

@@ -72,6 +72,18 @@ ip route add 10.244.2.0/24 via 10.244.2.0 dev flannel.1 proto 199 onlink
 }
 
 #[test]
+fn a_tunnel_that_was_renamed_makes_room_for_its_successor() {
+    let mut renamed = NetState::default();
+    renamed.links.insert(name("stray"), flannel([198, 51, 100, 1]));
+    renamed.links.insert(name("other"), Link::up(LinkKind::Bridge));
+    let mut desired = node(&[]);
+    desired.links.insert(name("other"), Link::up(LinkKind::Bridge));
+    let plan = diff(&desired, &renamed).to_string();
+    assert!(plan.starts_with("ip link del stray\nip link add flannel.1 "), "{plan}");
+    assert_eq!(plan.matches("link del").count(), 1, "{plan}");
+}
+
+#[test]
 fn a_changed_mac_replaces_the_neighbour_and_drops_the_old_fdb_entry_last() {
     let plan = diff(&node(&[(2, 9, 2), (3, 3, 3)]), &node(&[(2, 2, 2), (3, 3, 3)]));
     assert_eq!(

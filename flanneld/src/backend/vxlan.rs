@@ -167,6 +167,7 @@ impl Backend for Vxlan {
     fn scope(&self, _peers: &[Peer<'_>]) -> Scope {
         Scope {
             links: BTreeSet::from([self.device]),
+            macs: BTreeSet::from([self.mac]),
             addresses: true,
             neighbours: true,
             fdb: true,

@@ -312,6 +312,10 @@ impl LeaseStore for EtcdStore {
         })
     }
 
+    fn reconnect(&self) {
+        self.connection.abandon();
+    }
+
     async fn watch(&self, updates: mpsc::Sender<LeaseUpdate>, relist: &Notify) {
         let mut backoff = BACKOFF_MIN;
         let mut follow = Follow::default();
@@ -333,6 +337,7 @@ impl LeaseStore for EtcdStore {
                 },
                 Source::Changes { from } => tokio::select! {
                     () = self.follow(&mut follow, from, &updates) => {}
+                    () = self.connection.abandoned() => continue,
                     () = relist.notified() => {
                         follow.restart();
                         continue;
