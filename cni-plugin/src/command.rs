@@ -4,11 +4,13 @@ pub mod add;
 pub mod bandwidth;
 pub mod check;
 pub mod del;
+pub mod firewall;
 pub mod flannel;
 pub mod gc;
 pub mod loopback;
 pub mod ports;
 pub mod status;
+pub mod tuning;
 
 use crate::error::Error;
 use crate::invocation::Request;

@@ -8,9 +8,11 @@ use crate::bandwidth::BandwidthError;
 use crate::bridge::BridgeError;
 use crate::command::bandwidth::PeerError;
 use crate::command::check::Difference;
+use crate::command::tuning::KeptError;
 use crate::delegate::DelegateError;
 use crate::external::ExternalError;
 use crate::filter::FilterError;
+use crate::firewall::FirewallError;
 use crate::invocation::InvocationError;
 use crate::ipam::config::HostLocalError;
 use crate::ipam::fixed::FixedError;
@@ -18,6 +20,7 @@ use crate::ipam::range::RangeSet;
 use crate::ipam::source::SourceError;
 use crate::ipam::store::StoreError;
 use crate::ipam::{IpamError, NoAddress};
+use crate::iptables::IptablesError;
 use crate::kernel::KernelError;
 use crate::netconf::NetConfError;
 use crate::portmap::PortMapError;
@@ -25,6 +28,7 @@ use crate::result::ResultError;
 use crate::sandbox::SandboxError;
 use crate::sharing::Conflict;
 use crate::state::StateError;
+use crate::tuning::TuningError;
 use crate::version::{Version, VersionError};
 
 /// Whatever a command can fail with.
@@ -66,6 +70,18 @@ pub enum Error {
     /// There cannot be such limits.
     #[error(transparent)]
     Bandwidth(#[from] BandwidthError),
+    /// The node cannot let traffic pass as configured.
+    #[error(transparent)]
+    Firewall(#[from] FirewallError),
+    /// The sandbox cannot be changed as configured.
+    #[error(transparent)]
+    Tuning(#[from] TuningError),
+    /// What the sandbox was before cannot be kept.
+    #[error(transparent)]
+    Kept(#[from] KeptError),
+    /// There is no plugin before it in the list.
+    #[error("missing prevResult from earlier plugin")]
+    NoResult,
     /// It is not known which link of the host is the pod's.
     #[error(transparent)]
     Peer(#[from] PeerError),
@@ -128,6 +144,12 @@ impl From<fabric::netlink::NetlinkError> for Error {
     }
 }
 
+impl From<IptablesError> for Error {
+    fn from(error: IptablesError) -> Self {
+        Self::Filter(error.into())
+    }
+}
+
 impl From<StoreError> for Error {
     fn from(error: StoreError) -> Self {
         Self::Ipam(error.into())
@@ -184,7 +206,14 @@ impl Error {
                 BandwidthError::Json(_) => UNDECODABLE,
                 _ => INVALID_CONFIGURATION,
             },
-            Self::Peer(_) => INVALID_CONFIGURATION,
+            Self::Firewall(FirewallError::Json(_)) | Self::Tuning(TuningError::Json(_)) => {
+                UNDECODABLE
+            }
+            Self::Firewall(FirewallError::Firewalld) => UNSUPPORTED_FIELD,
+            Self::Tuning(TuningError::Args(_)) => INVALID_ENVIRONMENT,
+            Self::Firewall(_) | Self::Tuning(_) => INVALID_CONFIGURATION,
+            Self::Kept(_) => IO,
+            Self::Peer(_) | Self::NoResult => INVALID_CONFIGURATION,
             Self::NotChained => INVALID_CONFIGURATION,
             Self::Args(_) => INVALID_ENVIRONMENT,
             Self::NotLoopback(_) => IN_THE_WAY,

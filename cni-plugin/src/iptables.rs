@@ -59,6 +59,23 @@ pub fn missing(tables: &Tables) -> Result<String, IptablesError> {
     Ok(text)
 }
 
+/// Removes rules from chains that others use too, wherever those are.
+///
+/// # Errors
+/// If iptables refuses.
+pub fn remove_among(tables: &Tables) -> Result<(), IptablesError> {
+    for (version, tables) in tables {
+        for table in tables {
+            let chains: Vec<_> = table.chains.iter().map(|chain| chain.name.clone()).collect();
+            let places = places(table.name, &chains).into_iter();
+            for place in places.filter(|place| place.version() == *version) {
+                place.ensure(std::slice::from_ref(table))?;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Removes the rules of an attachment, and returns whether there were any.
 ///
 /// # Errors
@@ -71,7 +88,7 @@ pub fn remove(attachment: &Attachment) -> Result<bool, IptablesError> {
         hashed("CNI-SN-", attachment),
     ];
     let mut had_any = false;
-    for place in places(&own) {
+    for place in places(TableName::Nat, &own) {
         let absent = |name: &String| Chain { name: name.clone(), content: Content::Absent };
         let table = Table { name: TableName::Nat, chains: own.iter().map(absent).collect() };
         had_any |= !place.ensure(&[table])?.is_empty();
@@ -86,7 +103,7 @@ pub fn remove(attachment: &Attachment) -> Result<bool, IptablesError> {
 pub fn remove_stale(network: &Id, valid: impl Fn(&str) -> bool) -> Result<(), IptablesError> {
     // Where a container has rules, one of the kernel's chains leads there.
     let all = ["POSTROUTING".to_owned()];
-    for place in places(&all) {
+    for place in places(TableName::Nat, &all) {
         let nat = |chains| [Table { name: TableName::Nat, chains }];
         let observed = place.observe(&nat(Vec::new()))?;
         let leading = ["POSTROUTING", portmap::iptables::leading()];
@@ -147,12 +164,12 @@ fn in_use(version: IpVersion) -> Result<Iptables, IptablesError> {
     Iptables::find(version, Variant::in_use()?).ok_or(IptablesError::Missing)
 }
 
-/// Every iptables that may have one of these chains of table `nat`.
-fn places(chains: &[String]) -> Vec<Iptables> {
+/// Every iptables that may have one of these chains of a table.
+fn places(table: TableName, chains: &[String]) -> Vec<Iptables> {
     let versions = [(IpVersion::V4, Family::Ip), (IpVersion::V6, Family::Ip6)];
     let places = versions.into_iter().flat_map(|(version, family)| {
-        let nft = nf_tables_has(family, chains).then_some(Variant::Nft);
-        let legacy = has_legacy_nat(version).then_some(Variant::Legacy);
+        let nft = nf_tables_has(family, table, chains).then_some(Variant::Nft);
+        let legacy = has_legacy(version, table).then_some(Variant::Legacy);
         let variants = nft.into_iter().chain(legacy);
         variants.filter_map(move |variant| {
             let named = Iptables::find(version, variant);
@@ -162,20 +179,20 @@ fn places(chains: &[String]) -> Vec<Iptables> {
     places.collect()
 }
 
-fn nf_tables_has(family: Family, chains: &[String]) -> bool {
-    let nat = TableId { family, name: TableName::Nat.as_str().to_owned() };
+fn nf_tables_has(family: Family, table: TableName, chains: &[String]) -> bool {
+    let table = TableId { family, name: table.as_str().to_owned() };
     let Ok(mut nft) = Nft::open() else { return false };
-    chains.iter().any(|chain| nft.has_chain(&nat, chain).unwrap_or(false))
+    chains.iter().any(|chain| nft.has_chain(&table, chain).unwrap_or(false))
 }
 
 /// The kernel lists the older tables that this namespace has.
-fn has_legacy_nat(version: IpVersion) -> bool {
+fn has_legacy(version: IpVersion, table: TableName) -> bool {
     let list = match version {
         IpVersion::V4 => "/proc/thread-self/net/ip_tables_names",
         IpVersion::V6 => "/proc/thread-self/net/ip6_tables_names",
     };
     let tables = fs::read_to_string(list).unwrap_or_default();
-    tables.lines().any(|table| table == TableName::Nat.as_str())
+    tables.lines().any(|name| name == table.as_str())
 }
 
 #[cfg(test)]

@@ -22,6 +22,18 @@ pub enum KernelError {
     /// It refused an operation.
     #[error(transparent)]
     Refused(#[from] ApplyError),
+    /// It refused a parameter.
+    #[error("cannot set {key}")]
+    Sysctl {
+        /// Which one.
+        key: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The interface that is to be changed is not there.
+    #[error("failed to lookup {:?}: Link not found", .0.as_str())]
+    NoLink(LinkName),
     /// The attachment stays without connection.
     #[error("bridge port in error state: {0} is not up")]
     PortDown(LinkName),

@@ -25,8 +25,10 @@ pub mod ipam;
 pub mod masquerade;
 pub mod portmap;
 pub mod sharing;
+pub mod tuning;
 
 pub mod filter;
+pub mod firewall;
 pub mod iptables;
 pub mod kernel;
 pub mod sandbox;

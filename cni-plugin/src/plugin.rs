@@ -22,11 +22,15 @@ pub enum Plugin {
     Static,
     /// Limits how much a pod may send and receive.
     Bandwidth,
+    /// Lets the node forward for a pod.
+    Firewall,
+    /// Changes properties of a pod's interface and parameters of its namespace.
+    Tuning,
 }
 
 impl Plugin {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::Flannel,
         Self::Bridge,
         Self::HostLocal,
@@ -34,6 +38,8 @@ impl Plugin {
         Self::Portmap,
         Self::Static,
         Self::Bandwidth,
+        Self::Firewall,
+        Self::Tuning,
     ];
 
     /// Returns the name that network lists have for it.
@@ -46,6 +52,8 @@ impl Plugin {
             Self::Portmap => "portmap",
             Self::Static => "static",
             Self::Bandwidth => "bandwidth",
+            Self::Firewall => "firewall",
+            Self::Tuning => "tuning",
         }
     }
 
@@ -58,7 +66,9 @@ impl Plugin {
             | Self::HostLocal
             | Self::Loopback
             | Self::Portmap
-            | Self::Static => Version::V0_1_0,
+            | Self::Static
+            | Self::Tuning => Version::V0_1_0,
+            Self::Firewall => Version::V0_4_0,
             Self::Bandwidth => Version::V0_3_0,
         }
     }

@@ -47,6 +47,32 @@ pub struct NetState {
     pub sysctls: BTreeMap<Sysctl, String>,
 }
 
+impl NetState {
+    /// Adds everything of another state; where both speak of the same, the other one is right.
+    pub fn extend(&mut self, other: Self) {
+        let Self {
+            links,
+            addresses,
+            neighbours,
+            fdb,
+            routes,
+            unrouted,
+            shapers,
+            redirects,
+            sysctls,
+        } = other;
+        self.links.extend(links);
+        self.addresses.extend(addresses);
+        self.neighbours.extend(neighbours);
+        self.fdb.extend(fdb);
+        self.routes.extend(routes);
+        self.unrouted.extend(unrouted);
+        self.shapers.extend(shapers);
+        self.redirects.extend(redirects);
+        self.sysctls.extend(sysctls);
+    }
+}
+
 /// A network interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {

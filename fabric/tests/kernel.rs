@@ -210,7 +210,7 @@ fn routes_of_the_predecessor_are_told_by_their_next_hops() {
         let scope = Scope {
             routes: Routes::OnLinksAndMarked,
             networks: vec!["10.244.0.0/16".parse().unwrap()],
-            adopted: Some(Adopted { link: name("eth0"), gateways }),
+            adopted: vec![Adopted { link: name("eth0"), gateways }],
             ..Scope::default()
         };
         let observed = observe(&mut Socket::open().unwrap(), &scope).unwrap();

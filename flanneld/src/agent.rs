@@ -11,21 +11,21 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use fabric::mac::MacAddr;
-use fabric::packet_filter::iptables::IpVersion;
 use fabric::subnet_file::SubnetFile;
-use ipnetwork::{IpNetwork, Ipv4Network};
+use ipnetwork::IpNetwork;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, sleep};
 use tracing::{error, info, warn};
 
-use crate::backend::{self, Backend, BackendError};
+use crate::backend::{self, BackendError};
 use crate::cli::{InterfaceOptions, Options, StoreOptions};
-use crate::config::{ConfigError, NetworkConfig, Pool};
+use crate::config::{ConfigError, NetworkConfig};
 use crate::external_interface::{self, ExternalInterface, NoInterface};
+use crate::family::{Family, PerFamily};
 use crate::kernel::{self, Kernel};
+use crate::lease::LeaseKey;
 use crate::lease::acquire::Request;
-use crate::lease::{Attributes, LeaseKey};
 use crate::notifications::Notifications;
 use crate::reconciler::{self, Channels, Node};
 use crate::rules::engine::Engine;
@@ -50,8 +50,6 @@ pub(crate) enum StartError {
     NoInterface(#[from] NoInterface),
     #[error("the network configuration cannot be used")]
     Backend(#[from] BackendError),
-    #[error("the network configuration cannot be used: {0}")]
-    Family(&'static str),
     #[error("cannot ask the kernel about interfaces")]
     Inventory(#[from] fabric::netlink::NetlinkError),
     #[error("cannot listen on {address} for probes; see --healthz-ip and --healthz-port")]
@@ -133,25 +131,33 @@ async fn serve(
     ready: watch::Sender<bool>,
 ) -> Result<(), StartError> {
     let config = network_config(&store).await;
-    let (pool, network) = ipv4_pool(&config)?;
-    let interface = wait_for_interface(&options.interface).await?;
+    let networks = PerFamily::from_fn(|family| Some(config.pools.get(family)?.network));
+    let families: Vec<_> = networks.families().collect();
+    let interface = wait_for_interface(&options.interface, &families).await?;
     let configure = |interface: &ExternalInterface| {
-        backend::configure(&config.backend, pool.network, interface, |device| {
+        backend::configure(&config.backend, &networks, interface, |device| {
             kernel::mac_of(device).unwrap_or_else(|| MacAddr::local(rand::random()))
         })
     };
-    let backend = configure(&interface)?;
+    let backends = configure(&interface)?;
+    for family in families.iter().filter(|family| !backends.carry(**family)) {
+        warn!(
+            backend = %config.backend.kind, %family,
+            "the backend does not carry this family: pods reach each other by it on their own node \
+             only"
+        );
+    }
     let request = Request {
-        pool,
-        previous: previous_subnet(&options),
-        attributes: attributes(&*backend, &interface),
+        pools: config.pools,
+        previous: previous_subnets(&options),
+        attributes: backends.attributes(&interface),
     };
-    let engine = Engine::choose(config.enable_nftables, [IpVersion::V4]);
+    let engine = Engine::choose(config.enable_nftables, families.iter().copied());
     let kernel = Kernel::start().map_err(system("start the thread that speaks to the kernel"))?;
     let node = Node {
-        backend,
+        backends,
         underlay: interface.name,
-        network,
+        networks,
         engine,
         rules: options.rules,
         rules_interval: options.rules_interval,
@@ -163,13 +169,13 @@ async fn serve(
     let (updates, leases) = mpsc::channel(UPDATES);
     let (published, current) = watch::channel(None);
     let (publish, attributes) = watch::channel(request.attributes.clone());
-    let (rebuild, backends) = mpsc::channel(1);
+    let (rebuild, rebuilt) = mpsc::channel(1);
     let moved = async |interface: &ExternalInterface| match configure(interface) {
-        Ok(backend) => {
+        Ok(backends) => {
             store.reconnect();
-            publish.send_replace(self::attributes(&*backend, interface));
+            publish.send_replace(backends.attributes(interface));
             // Nobody listens any more only when the program is ending.
-            let _ending = rebuild.send(backend).await;
+            let _ending = rebuild.send(backends).await;
         }
         Err(error) => error!(%error, "the new interface cannot be used"),
     };
@@ -179,7 +185,8 @@ async fn serve(
     let is_ready = ready.subscribe();
     let relist = Notify::new();
     let renewal = renewal::Channels { doubts: doubted, attributes, published, relist: &relist };
-    let channels = Channels { leases, backends, held: current, doubts, notifications, ready };
+    let channels =
+        Channels { leases, backends: rebuilt, held: current, doubts, notifications, ready };
     tokio::select! {
         () = store.watch(updates, &relist) => Ok(()),
         () = renewal::keep(&store, request, options.renew_margin, clock::since_boot, renewal) => Ok(()),
@@ -197,29 +204,20 @@ async fn network_config(store: &impl LeaseStore) -> NetworkConfig {
     retry::until_ok("read the network configuration", CONFIG_RETRY, read).await
 }
 
-fn ipv4_pool(config: &NetworkConfig) -> Result<(Pool, Ipv4Network), StartError> {
-    if config.ipv6.is_some() {
-        return Err(StartError::Family("EnableIPv6 is not available: leave it out"));
-    }
-    match config.ipv4 {
-        Some(pool @ Pool { network: IpNetwork::V4(network), .. }) => Ok((pool, network)),
-        _ => Err(StartError::Family("EnableIPv4 false is not available: leave it out")),
-    }
-}
-
 /// Chooses the interface; while the machine boots, it may not be there yet.
-async fn wait_for_interface(options: &InterfaceOptions) -> Result<ExternalInterface, StartError> {
+async fn wait_for_interface(
+    options: &InterfaceOptions,
+    families: &[Family],
+) -> Result<ExternalInterface, StartError> {
     let start = Instant::now();
     let mut told = false;
     loop {
         let (inventory, reach) = kernel::inventory(options.can_reach)?;
-        match external_interface::choose(options, &inventory, reach) {
+        match external_interface::choose(options, families, &inventory, reach) {
             Ok(interface) => {
                 info!(
-                    interface = %interface.name,
+                    %interface,
                     mtu = interface.mtu.get(),
-                    address = %interface.ip,
-                    public_address = %interface.public_ip,
                     "interface for the traffic between nodes chosen"
                 );
                 return Ok(interface);
@@ -236,19 +234,10 @@ async fn wait_for_interface(options: &InterfaceOptions) -> Result<ExternalInterf
 }
 
 /// Returns what this node had before, as the file for the CNI plugin still says it.
-fn previous_subnet(options: &Options) -> Option<LeaseKey> {
-    SubnetFile::read(&options.subnet_file).ok()?.subnet4.map(LeaseKey::v4)
-}
-
-fn attributes(backend: &dyn Backend, interface: &ExternalInterface) -> Attributes {
-    let (backend_type, backend_data) = backend.published();
-    Attributes {
-        public_ip: interface.public_ip,
-        public_ipv6: None,
-        backend_type: backend_type.to_owned(),
-        backend_data,
-        backend_v6_data: None,
-    }
+fn previous_subnets(options: &Options) -> Option<LeaseKey> {
+    let file = SubnetFile::read(&options.subnet_file).ok()?;
+    let (ipv4, ipv6) = (file.subnet4.map(IpNetwork::V4), file.subnet6.map(IpNetwork::V6));
+    LeaseKey::new(PerFamily { ipv4, ipv6 })
 }
 
 /// Tells systemd, if it started us, when pods can be started.

@@ -13,9 +13,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use fabric::packet_filter::iptables::IpVersion;
 use ipnetwork::IpNetwork;
 
+use crate::family::Family;
 use crate::rules::RuleOptions;
 pub(crate) use flags::usage;
 use flags::{FLAGS, Flag, Kind};
@@ -87,6 +87,7 @@ pub(crate) struct InterfaceOptions {
     pub(crate) regexes: Vec<String>,
     pub(crate) can_reach: Option<IpAddr>,
     pub(crate) public_ip: Option<Ipv4Addr>,
+    pub(crate) public_ipv6: Option<Ipv6Addr>,
 }
 
 /// A text that never shows in logs.
@@ -268,22 +269,21 @@ impl Typed {
     }
 
     fn interface(&self) -> Result<InterfaceOptions, UsageError> {
-        // Only IPv4 is served so far; the value is checked all the same.
-        self.parsed::<Ipv6Addr>("public-ipv6", "an IPv6 address")?;
         Ok(InterfaceOptions {
             names: self.values.get("iface").cloned().unwrap_or_default(),
             regexes: self.values.get("iface-regex").cloned().unwrap_or_default(),
             can_reach: self.parsed("iface-can-reach", "an IP address")?,
             public_ip: self.parsed("public-ip", "an IPv4 address")?,
+            public_ipv6: self.parsed("public-ipv6", "an IPv6 address")?,
         })
     }
 
     fn rules(&self) -> Result<RuleOptions, UsageError> {
-        let versions = [(IpVersion::V4, "ip-masq-ipv4"), (IpVersion::V6, "ip-masq-ipv6")];
+        let families = [(Family::V4, "ip-masq-ipv4"), (Family::V6, "ip-masq-ipv6")];
         let is_on = |flag| self.switch("ip-masq") && self.switch(flag);
-        let on = versions.into_iter().filter(|(_, flag)| is_on(flag));
+        let on = families.into_iter().filter(|(_, flag)| is_on(flag));
         Ok(RuleOptions {
-            masquerade: on.map(|(version, _)| version).collect(),
+            masquerade: on.map(|(family, _)| family).collect(),
             masquerade_except: self.networks("ip-masq-except")?,
             random_fully: !self.switch("ip-masq-fully-random-disable"),
             forward: self.switch("iptables-forward-rules"),

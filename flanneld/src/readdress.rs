@@ -23,6 +23,7 @@ pub(crate) async fn follow(
     changed: &Notify,
     moved: impl AsyncFn(&ExternalInterface),
 ) {
+    let families: Vec<_> = current.addresses.families().collect();
     let mut missed = false;
     loop {
         // Whether it was told or the time has come makes no difference.
@@ -30,14 +31,13 @@ pub(crate) async fn follow(
         let Some((inventory, reach)) = kernel::inventory(options.can_reach).ok() else { continue };
         let found = match current.as_in(&inventory) {
             Some(same) => Some(same),
-            None => external_interface::choose(options, &inventory, reach).ok(),
+            None => external_interface::choose(options, &families, &inventory, reach).ok(),
         };
         match found {
             Some(found) if found == current => missed = false,
             Some(found) => {
                 info!(
-                    interface = %found.name, address = %found.ip, mtu = found.mtu.get(),
-                    public_address = %found.public_ip, before = %current.ip,
+                    interface = %found, mtu = found.mtu.get(), before = %current,
                     "the interface for the traffic between nodes changed"
                 );
                 moved(&found).await;
@@ -45,7 +45,7 @@ pub(crate) async fn follow(
             }
             None if missed => {}
             None => {
-                warn!(address = %current.ip, "the address of this node is gone; waiting for one");
+                warn!(before = %current, "an address of this node is gone; waiting for one");
                 missed = true;
             }
         }

@@ -18,17 +18,18 @@ use fabric::link_name::LinkName;
 use fabric::netstate::Sysctl;
 use fabric::subnet_file::SubnetFile;
 use fabric::sysctl;
-use ipnetwork::{IpNetwork, Ipv4Network};
+use ipnetwork::IpNetwork;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, interval_at, sleep_until};
 use tracing::{debug, error, info, warn};
 
-use crate::backend::{Backend, Peer, Reason};
+use crate::backend::{Backends, Reason};
 use crate::clock;
 use crate::errors::chain;
+use crate::family::PerFamily;
 use crate::kernel::{Kernel, Outcome, Wanted};
+use crate::lease::Lease;
 use crate::lease::table::{LeaseTable, LeaseUpdate};
-use crate::lease::{Lease, LeaseKey};
 use crate::notifications::{Interest, Notifications};
 use crate::rules::engine::Engine;
 use crate::rules::{self, RuleOptions};
@@ -49,10 +50,10 @@ const RETRY_MAX: Duration = Duration::from_secs(30);
 
 /// What hardly changes while the node runs.
 pub(crate) struct Node {
-    pub(crate) backend: Box<dyn Backend>,
+    pub(crate) backends: Backends,
     /// The interface between nodes.
     pub(crate) underlay: LinkName,
-    pub(crate) network: Ipv4Network,
+    pub(crate) networks: PerFamily<IpNetwork>,
     pub(crate) engine: Engine,
     pub(crate) rules: RuleOptions,
     /// How often rules are compared when the kernel does not tell that they change.
@@ -66,9 +67,9 @@ pub(crate) struct Node {
 impl Node {
     fn interest(&self) -> Interest {
         Interest {
-            devices: self.backend.device().into_iter().collect(),
+            devices: self.backends.devices(),
             underlay: Some(self.underlay),
-            networks: vec![IpNetwork::V4(self.network)],
+            networks: self.networks.values().copied().collect(),
         }
     }
 }
@@ -78,8 +79,8 @@ pub(crate) struct Channels<'a> {
     pub(crate) leases: mpsc::Receiver<LeaseUpdate>,
     /// The lease to work with, once there is one.
     pub(crate) held: watch::Receiver<Option<Lease>>,
-    /// The backend, whenever it is another one.
-    pub(crate) backends: mpsc::Receiver<Box<dyn Backend>>,
+    /// The backends, whenever they are others.
+    pub(crate) backends: mpsc::Receiver<Backends>,
     /// Told when the store holds something else under our key.
     pub(crate) doubts: mpsc::Sender<()>,
     pub(crate) notifications: Notifications<'a>,
@@ -91,7 +92,7 @@ struct Reconciler {
     node: Node,
     own: Lease,
     table: LeaseTable,
-    left_out: BTreeMap<LeaseKey, Reason>,
+    left_out: BTreeMap<IpNetwork, Reason>,
     failures: Vec<String>,
     /// How long the last pass took.
     duration: Duration,
@@ -173,9 +174,9 @@ impl Reconciler {
                     }
                     return Ok(true);
                 }
-                backend = channels.backends.recv() => {
-                    let Some(backend) = backend else { return Ok(false) };
-                    self.node.backend = backend;
+                backends = channels.backends.recv() => {
+                    let Some(backends) = backends else { return Ok(false) };
+                    self.node.backends = backends;
                     return Ok(true);
                 }
                 changed = channels.notifications.changed(), if !settling => {
@@ -221,7 +222,7 @@ impl Reconciler {
         match &update {
             LeaseUpdate::Snapshot(all) => debug!(leases = all.len(), "all leases were listed"),
             LeaseUpdate::Put(lease) => {
-                debug!(subnet = %lease.subnet, via = %lease.attributes.public_ip, "lease changed");
+                debug!(subnet = %lease.subnet, "lease changed");
             }
             LeaseUpdate::Removed(subnet) => debug!(%subnet, "lease removed"),
         }
@@ -237,22 +238,17 @@ impl Reconciler {
     async fn pass(&mut self, ready: &watch::Sender<bool>) -> bool {
         self.table.forget(clock::since_boot());
         let own = self.own.subnet;
-        let network = IpNetwork::V4(self.node.network);
-        let peers: Vec<_> = self
-            .table
-            .peers(&own)
-            .map(|(subnet, attributes)| Peer { subnet, attributes })
-            .collect();
-        let scope = self.node.backend.scope(&peers);
+        let leases: Vec<_> = self.table.peers(&own).collect();
+        let scope = self.node.backends.scope(&own, &leases);
         let start = Instant::now();
-        let desired = self.node.backend.desired(&own, &peers);
+        let desired = self.node.backends.desired(&own, &leases);
         self.sysctls.clone_from(&desired.state.sysctls);
-        let peers = peers.len() - desired.left_out.len();
+        let peers = leases.len().saturating_sub(desired.left_out.len());
         let wanted = Wanted {
             scope,
             state: desired.state,
             engine: self.node.engine,
-            rules: rules::desired(&self.node.rules, [(network, IpNetwork::V4(own.ipv4))]),
+            rules: rules::desired(&self.node.rules, &self.node.networks, &own),
             forwarding: desired.forwarding,
         };
         self.report_left_out(desired.left_out);
@@ -267,21 +263,18 @@ impl Reconciler {
 
     /// Tells the CNI plugin, once the node's own device and rules are there.
     fn write_subnet_file(&mut self) -> bool {
-        let file = SubnetFile {
-            networks4: vec![self.node.network],
-            subnet4: Some(self.own.subnet.ipv4),
-            networks6: Vec::new(),
-            subnet6: None,
-            mtu: self.node.backend.pod_mtu().get(),
-            ip_masq: self.node.ip_masq,
-        };
+        let own = self.own.subnet;
+        let networks = self.node.networks.values().copied();
+        let mtu = self.node.backends.pod_mtu().get();
+        let masquerade = self.node.ip_masq;
+        let file = SubnetFile::new(networks, own.subnets(), mtu, masquerade);
         let path = &self.node.subnet_file;
         if self.written.as_ref() == Some(&file) && path.exists() {
             return true;
         }
         match file.write(path) {
             Ok(()) => {
-                info!(path = %path.display(), subnet = %self.own.subnet.ipv4, "subnet file written");
+                info!(path = %path.display(), subnet = %own, "subnet file written");
                 (self.written, self.unwritten) = (Some(file), None);
                 true
             }
@@ -311,7 +304,7 @@ impl Reconciler {
         self.failures = failures;
     }
 
-    fn report_left_out(&mut self, left_out: Vec<(LeaseKey, Reason)>) {
+    fn report_left_out(&mut self, left_out: Vec<(IpNetwork, Reason)>) {
         let left_out: BTreeMap<_, _> = left_out.into_iter().collect();
         for (subnet, reason) in &left_out {
             if self.left_out.get(subnet) != Some(reason) {

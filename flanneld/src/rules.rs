@@ -8,9 +8,11 @@ pub(crate) mod notification;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use fabric::packet_filter::iptables::IpVersion;
 use fabric::packet_filter::{Match, Rule, Verdict};
 use ipnetwork::IpNetwork;
+
+use crate::family::{Family, PerFamily};
+use crate::lease::LeaseKey;
 
 /// kube-proxy marks what it will masquerade itself.
 const KUBE_PROXY_MARK: u32 = 0x4000;
@@ -18,8 +20,8 @@ const KUBE_PROXY_MARK: u32 = 0x4000;
 /// What is wanted of the rules.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct RuleOptions {
-    /// The IP versions whose packets are masqueraded when they leave the cluster.
-    pub(crate) masquerade: Vec<IpVersion>,
+    /// The families whose packets are masqueraded when they leave the cluster.
+    pub(crate) masquerade: Vec<Family>,
     /// What pods send there keeps its source.
     pub(crate) masquerade_except: Vec<IpNetwork>,
     /// Let masquerading pick random source ports.
@@ -28,14 +30,10 @@ pub(crate) struct RuleOptions {
     pub(crate) forward: bool,
 }
 
-/// The rules of a node.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct NodeRules {
-    pub(crate) v4: FamilyRules,
-    pub(crate) v6: FamilyRules,
-}
+/// The rules of a node, for each family that has any.
+pub(crate) type NodeRules = PerFamily<FamilyRules>;
 
-/// The rules for packets of one IP version, in the order in which packets meet them.
+/// The rules for packets of one family, in the order in which packets meet them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct FamilyRules {
     /// For what the node forwards.
@@ -44,38 +42,25 @@ pub(crate) struct FamilyRules {
     postrouting: Vec<Rule>,
 }
 
-/// Returns the rules for a node that has these subnets of these networks, at most one of each IP
-/// version.
+/// Returns the rules for a node that has these subnets of these networks.
 pub(crate) fn desired(
     options: &RuleOptions,
-    subnets: impl IntoIterator<Item = (IpNetwork, IpNetwork)>,
+    networks: &PerFamily<IpNetwork>,
+    subnets: &LeaseKey,
 ) -> NodeRules {
-    let mut rules = NodeRules::default();
-    for (network, subnet) in subnets {
-        let (version, family) = match network {
-            IpNetwork::V4(_) => (IpVersion::V4, &mut rules.v4),
-            IpNetwork::V6(_) => (IpVersion::V6, &mut rules.v6),
+    PerFamily::from_fn(|family| {
+        let (network, subnet) = (*networks.get(family)?, subnets.subnet(family)?);
+        let masquerade = options.masquerade.contains(&family);
+        let rules = FamilyRules {
+            forward: if options.forward { forward(network) } else { Vec::new() },
+            postrouting: if masquerade {
+                postrouting(options, network, subnet)
+            } else {
+                Vec::new()
+            },
         };
-        if options.forward {
-            family.forward = forward(network);
-        }
-        if options.masquerade.contains(&version) {
-            family.postrouting = postrouting(options, network, subnet);
-        }
-    }
-    rules
-}
-
-impl NodeRules {
-    fn families(&self) -> [(IpVersion, &FamilyRules); 2] {
-        [(IpVersion::V4, &self.v4), (IpVersion::V6, &self.v6)]
-    }
-}
-
-impl FamilyRules {
-    fn is_empty(&self) -> bool {
-        self.forward.is_empty() && self.postrouting.is_empty()
-    }
+        Some(rules).filter(|rules| *rules != FamilyRules::default())
+    })
 }
 
 fn forward(network: IpNetwork) -> Vec<Rule> {

@@ -12,7 +12,7 @@ use fabric::netstate::{Link, NetState};
 use crate::args::Args;
 use crate::attachment::{self, Desired, host_veth};
 use crate::bridge::Bridge;
-use crate::command::{bandwidth, del, flannel, loopback, ports};
+use crate::command::{bandwidth, del, firewall, flannel, loopback, ports, tuning};
 use crate::error::Error;
 use crate::filter;
 use crate::invocation::{Attachment, Call};
@@ -47,6 +47,8 @@ pub fn run(plugin: Plugin, call: &Call, netns: &Path) -> Result<AddResult, Error
         Plugin::Loopback => loopback::add(call, netns),
         Plugin::Portmap => ports::add(call),
         Plugin::Bandwidth => bandwidth::add(call, netns),
+        Plugin::Firewall => firewall::add(call),
+        Plugin::Tuning => tuning::add(call, netns),
     }
 }
 

@@ -14,7 +14,7 @@ use fabric::plan::{Plan, diff};
 use crate::args::Args;
 use crate::attachment::{self, Made};
 use crate::bridge::{Bridge, lookup};
-use crate::command::{bandwidth, flannel, loopback, ports};
+use crate::command::{bandwidth, firewall, flannel, loopback, ports, tuning};
 use crate::error::Error;
 use crate::filter;
 use crate::invocation::Call;
@@ -65,6 +65,8 @@ pub fn run(plugin: Plugin, call: &Call, netns: &Path) -> Result<(), Error> {
         Plugin::Loopback => loopback::check(call, netns),
         Plugin::Portmap => ports::check(call),
         Plugin::Bandwidth => bandwidth::check(call, netns),
+        Plugin::Firewall => firewall::check(call),
+        Plugin::Tuning => tuning::check(call, netns),
     }
 }
 

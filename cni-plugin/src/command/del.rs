@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 
 use crate::attachment::{self, is_host_link_of};
 use crate::bridge::{default_name, lookup};
-use crate::command::{bandwidth, flannel, loopback, ports};
+use crate::command::{bandwidth, firewall, flannel, loopback, ports, tuning};
 use crate::error::Error;
 use crate::filter;
 use crate::invocation::{Attachment, Call};
@@ -47,6 +47,8 @@ pub fn run(plugin: Plugin, call: &Call, netns: Option<&Path>) -> Result<(), Erro
         Plugin::Loopback => loopback::del(call, netns),
         Plugin::Portmap => ports::del(call),
         Plugin::Bandwidth => bandwidth::del(call),
+        Plugin::Firewall => firewall::del(call),
+        Plugin::Tuning => tuning::del(call, netns),
     }
 }
 

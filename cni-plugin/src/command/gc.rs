@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 use crate::attachment::{host_links as host_links_of, is_host_link_of, of_alias};
 use crate::bandwidth;
 use crate::command::del::{Remains, forget_neighbours};
-use crate::command::flannel;
+use crate::command::{firewall, flannel, tuning};
 use crate::error::Error;
 use crate::external::External;
 use crate::filter::{self, FilterError};
@@ -46,6 +46,8 @@ pub fn run(plugin: Plugin, call: &NetworkCall) -> Result<(), Error> {
         }
         Plugin::Portmap => errors.extend(rules(&valid).err()),
         Plugin::Bandwidth => errors.extend(ifbs(&valid).err()),
+        Plugin::Firewall => firewall::gc(&valid, &mut errors),
+        Plugin::Tuning => tuning::gc(call, &valid, &mut errors),
         Plugin::Loopback | Plugin::Static => {}
     }
     if errors.is_empty() { Ok(()) } else { Err(Error::Remains(errors)) }
@@ -86,7 +88,13 @@ impl Valid {
         Ok(Some(Self { network: network.clone(), attachments }))
     }
 
-    fn has(&self, container: &str, if_name: &str) -> bool {
+    /// Of which network they are.
+    pub(super) const fn network(&self) -> &Id {
+        &self.network
+    }
+
+    /// Whether this is one of them.
+    pub(super) fn has(&self, container: &str, if_name: &str) -> bool {
         let mut attachments = self.attachments.iter();
         attachments.any(|a| a.container.as_str() == container && a.if_name.as_str() == if_name)
     }

@@ -27,7 +27,11 @@ pub fn run(plugin: Plugin, call: &NetworkCall) -> Result<(), Error> {
             let source = Source::of_plugin(plugin, config, &Args::default())?;
             source.map_or(Ok(()), |source| source.status(call))
         }
-        Plugin::Loopback | Plugin::Portmap | Plugin::Bandwidth => Ok(()),
+        Plugin::Loopback
+        | Plugin::Portmap
+        | Plugin::Bandwidth
+        | Plugin::Firewall
+        | Plugin::Tuning => Ok(()),
     }
 }
 

@@ -52,7 +52,7 @@ pub struct Scope {
     /// one of the links carries our mark. None means that everything is ours.
     pub networks: Vec<IpNetwork>,
     /// Routes of somebody else that count as ours.
-    pub adopted: Option<Adopted>,
+    pub adopted: Vec<Adopted>,
     /// The kernel parameters.
     pub sysctls: BTreeSet<Sysctl>,
 }
@@ -76,7 +76,7 @@ impl Adopted {
 }
 
 /// Which routes to read. Those that the kernel made itself are left out.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Routes {
     /// None.
     #[default]
@@ -99,16 +99,43 @@ impl Scope {
             shaping: !(desired.shapers.is_empty() && desired.redirects.is_empty()),
             routes: if desired.routes.is_empty() { Routes::None } else { Routes::OnLinks },
             networks: Vec::new(),
-            adopted: None,
+            adopted: Vec::new(),
             sysctls: desired.sysctls.keys().cloned().collect(),
         }
+    }
+
+    /// Everything that is in one or the other. Each of them has networks, or neither.
+    pub fn join(mut self, other: Self) -> Self {
+        let Self {
+            links,
+            macs,
+            addresses,
+            neighbours,
+            fdb,
+            shaping,
+            routes,
+            networks,
+            adopted,
+            sysctls,
+        } = other;
+        self.macs.extend(macs);
+        self.links.extend(links);
+        self.addresses |= addresses;
+        self.neighbours |= neighbours;
+        self.fdb |= fdb;
+        self.shaping |= shaping;
+        self.routes = self.routes.max(routes);
+        self.networks.extend(networks);
+        self.adopted.extend(adopted);
+        self.sysctls.extend(sysctls);
+        self
     }
 
     /// Whether a route can be of interest although it leaves by another link.
     fn may_be_elsewhere(&self, message: &RouteMessage) -> bool {
         match message.header.protocol {
             RouteProtocol::Other(ROUTE_PROTOCOL) => self.routes == Routes::OnLinksAndMarked,
-            RouteProtocol::Boot => self.adopted.is_some(),
+            RouteProtocol::Boot => !self.adopted.is_empty(),
             _ => false,
         }
     }
@@ -116,7 +143,7 @@ impl Scope {
     fn has(&self, key: &RouteKey, route: &Route) -> bool {
         let on_link = self.links.contains(&route.link);
         let marked = route.protocol == ROUTE_PROTOCOL;
-        let adopted = || self.adopted.as_ref().is_some_and(|adopted| adopted.covers(route));
+        let adopted = || self.adopted.iter().any(|adopted| adopted.covers(route));
         match self.is_inside(key.destination) {
             true => on_link || marked || adopted(),
             false => on_link && marked,
@@ -455,7 +482,8 @@ fn permanent<'a>(
 ) -> Option<(LinkName, &'a NeighbourAddress, MacAddr)> {
     let RouteNetlinkMessage::NewNeighbour(message) = row else { return None };
     let link = *names.get(&message.header.ifindex)?;
-    if message.header.state != NeighbourState::Permanent {
+    // `bridge fdb` sets another bit besides (`NUD_NOARP`).
+    if u16::from(message.header.state) & u16::from(NeighbourState::Permanent) == 0 {
         return None;
     }
     let (mut destination, mut mac) = (None, None);

@@ -64,6 +64,8 @@ pub enum Content {
     Exactly(Vec<Rule>),
     /// Others use it too: these rules, and whatever else there is. Made if it is missing.
     Among(Vec<Placed>),
+    /// It is somebody else's, and only has to exist.
+    Anything,
     /// It shall not exist, nor any rule that leads to it, wherever in the table that stands.
     Absent,
 }
@@ -151,9 +153,9 @@ impl Iptables {
         Some(Self { version, save, restore })
     }
 
-    /// Returns what administrators call the program that shows and changes one rule.
-    pub const fn name(&self) -> &'static str {
-        self.version.program()
+    /// Returns which packets its rules are about.
+    pub const fn version(&self) -> IpVersion {
+        self.version
     }
 
     /// Reads the rules of these tables.

@@ -24,7 +24,7 @@ mod socket;
 mod tun;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddrV4};
 
 use fabric::link_name::LinkName;
 use fabric::mtu::Mtu;
@@ -36,10 +36,9 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use self::datapath::Forwarding;
-use super::peers::{This, admit};
+use super::peers::{Admitted, This, admit};
 use super::{Backend, BackendError, Desired, Peer};
-use crate::external_interface::ExternalInterface;
-use crate::lease::LeaseKey;
+use crate::external_interface::Underlay;
 
 /// Outer IPv4 and UDP headers: 20 + 8 bytes.
 const OVERHEAD: u32 = 28;
@@ -52,7 +51,7 @@ pub(crate) struct Udp {
     network: IpNetwork,
     device: LinkName,
     mtu: Mtu,
-    public_ip: Ipv4Addr,
+    public_ip: IpAddr,
     listen: SocketAddrV4,
     /// Kernels without IPv6 do not have the parameter.
     has_ipv6: bool,
@@ -66,11 +65,13 @@ struct Options {
 }
 
 impl Udp {
+    /// Returns `None` for IPv6, which this backend does not carry.
     pub(super) fn configure(
         options: &Value,
         network: IpNetwork,
-        interface: &ExternalInterface,
-    ) -> Result<Self, BackendError> {
+        underlay: Underlay,
+    ) -> Result<Option<Self>, BackendError> {
+        let IpAddr::V4(ip) = underlay.ip else { return Ok(None) };
         let options: Options = match options {
             // A configuration without a backend means this one.
             Value::Null => Options::default(),
@@ -84,16 +85,16 @@ impl Udp {
                 expected: "0 to 65535",
             })?,
         };
-        let room = BackendError::Mtu { mtu: interface.mtu.get(), overhead: OVERHEAD };
-        Ok(Self {
+        let room = BackendError::Mtu { mtu: underlay.mtu.get(), overhead: OVERHEAD };
+        Ok(Some(Self {
             network,
             device: DEVICE.parse().expect("it is the name of a link"),
-            mtu: interface.mtu.inside(OVERHEAD).ok_or(room)?,
-            public_ip: interface.public_ip,
+            mtu: underlay.mtu.inside(OVERHEAD).ok_or(room)?,
+            public_ip: underlay.public_ip,
             // The address of the interface: behind a NAT the host does not own the public one.
-            listen: SocketAddrV4::new(interface.ip, port),
+            listen: SocketAddrV4::new(ip, port),
             has_ipv6: sysctl::has_ipv6(),
-        })
+        }))
     }
 
     fn sysctls(&self) -> BTreeMap<Sysctl, String> {
@@ -131,24 +132,29 @@ impl Backend for Udp {
         }
     }
 
-    fn desired(&self, own: &LeaseKey, peers: &[Peer<'_>]) -> Desired {
+    fn desired(&self, own: IpNetwork, peers: &[Peer<'_>]) -> Desired {
         let Self { network, device: link, public_ip, listen, .. } = *self;
         // The lease of this backend names no type.
         let this = This { network, own, public_ip, backend_type: "" };
-        let admitted = admit(this, peers, |_| Ok(()));
-        let mut desired = Desired { left_out: admitted.left_out, ..Desired::default() };
-        let peers = admitted.peers.iter();
-        let peers = peers.map(|(peer, ())| (peer.subnet.ipv4, peer.attributes.public_ip));
-        let forwarding = Forwarding { device: link, listen, own: own.ipv4, peers: peers.collect() };
+        let (admitted, left_out) = admit(this, peers, |_| Ok(()));
+        let mut desired = Desired { left_out, ..Desired::default() };
+        let peers = admitted.into_iter().filter_map(|peer| match peer {
+            Admitted { subnet: IpNetwork::V4(subnet), public_ip: IpAddr::V4(ip), .. } => {
+                Some((subnet, ip))
+            }
+            _ => None,
+        });
+        let own4 = if let IpNetwork::V4(own) = own { Some(own) } else { None };
+        let peers = peers.collect();
+        desired.forwarding = own4.map(|own| Forwarding { device: link, listen, own, peers });
         let device = Link { mtu: Some(self.mtu), ..Link::up(LinkKind::Tun) };
         desired.state.links.insert(link, device);
-        let ip = IpNetwork::new(own.ipv4.network().into(), 32).expect("32 bits fit");
+        let ip = IpNetwork::from(own.network());
         desired.state.addresses.insert(Address { link, ip });
         let route =
             Route { link, via: None, onlink: false, protocol: ROUTE_PROTOCOL, source: None };
         desired.state.routes.insert(RouteKey::main(network), route);
         desired.state.sysctls = self.sysctls();
-        desired.forwarding = Some(forwarding);
         desired
     }
 }

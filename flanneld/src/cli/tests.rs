@@ -44,7 +44,7 @@ fn every_spelling_of_a_flag_is_understood() {
     assert!(!parse_words("--ip-masq=F", &[]).unwrap().ip_masq);
     assert!(!parse_words("--iptables-forward-rules=false", &[]).unwrap().rules.forward);
     let rules = parse_words("--ip-masq --ip-masq-ipv4=false", &[]).unwrap().rules;
-    assert_eq!(rules.masquerade, [IpVersion::V6]);
+    assert_eq!(rules.masquerade, [Family::V6]);
     let words = "--ip-masq-except 10.0.0.0/8 --ip-masq-except=fd00::1";
     let except = parse_words(words, &[]).unwrap().rules.masquerade_except;
     assert_eq!(except, ["10.0.0.0/8", "fd00::1/128"].map(|net| net.parse().unwrap()));

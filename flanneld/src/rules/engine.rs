@@ -10,6 +10,7 @@ use tracing::{debug, info};
 use super::iptables::tables;
 use super::nftables::ruleset;
 use super::{FamilyRules, NodeRules};
+use crate::family::Family;
 
 /// What evaluates the rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,14 +32,13 @@ impl fmt::Display for Engine {
 }
 
 impl Engine {
-    /// Chooses the engine for packets of these IP versions. The administrator's word counts; without
+    /// Chooses the engine for packets of these families. The administrator's word counts; without
     /// it, iptables is flannel's default.
     pub(crate) fn choose(
         enable_nftables: Option<bool>,
-        versions: impl IntoIterator<Item = IpVersion>,
+        families: impl IntoIterator<Item = Family>,
     ) -> Self {
-        let find = |version| Iptables::find(version, Variant::Host);
-        let missing = || versions.into_iter().any(|version| find(version).is_none());
+        let missing = || families.into_iter().any(|family| find(family, Variant::Host).is_none());
         let (engine, reason) = match enable_nftables {
             Some(true) => (Self::Nftables, "EnableNFTables is true"),
             Some(false) => (Self::Iptables, "EnableNFTables is false"),
@@ -97,7 +97,7 @@ impl RuleKeeper {
     }
 
     /// Removes what is left of the rules everywhere else, ours and flannel's: in the engine that was
-    /// used before, and of an IP version that is no longer in use. Call this when the rules are in
+    /// used before, and of a family that is no longer in use. Call this when the rules are in
     /// place, so that packets meet one set or both. Returns how many operations that took, and what
     /// could not be removed.
     pub(crate) fn clear_elsewhere(
@@ -131,10 +131,10 @@ impl RuleKeeper {
     fn ensure_iptables(&mut self, rules: &NodeRules) -> Result<usize, RuleError> {
         let variant = self.variant()?;
         let mut operations = 0;
-        for (version, family) in rules.families().into_iter().filter(|(_, r)| !r.is_empty()) {
-            let iptables =
-                Iptables::find(version, variant).ok_or(RuleError::NoPrograms(version.program()))?;
-            operations += ensure(&iptables, family)?;
+        for (family, rules) in rules.iter() {
+            let iptables = find(family, variant)
+                .ok_or_else(|| RuleError::NoPrograms(version(family).program()))?;
+            operations += ensure(&iptables, rules)?;
         }
         Ok(operations)
     }
@@ -158,12 +158,23 @@ fn elsewhere(
         Variant::Host => &[Variant::Host],
         Variant::Nft | Variant::Legacy => &[Variant::Nft, Variant::Legacy],
     };
-    let pairs = variants.iter().flat_map(move |other| {
-        rules.families().map(|(version, family)| (*other, version, family.is_empty()))
-    });
+    let pairs = variants.iter().flat_map(|other| Family::ALL.map(|family| (family, *other)));
     pairs
-        .filter(move |(other, _, empty)| *empty || engine == Engine::Nftables || *other != variant)
-        .filter_map(|(other, version, _)| Iptables::find(version, other))
+        .filter(move |(family, other)| {
+            engine == Engine::Nftables || *other != variant || rules.get(*family).is_none()
+        })
+        .filter_map(|(family, other)| find(family, other))
+}
+
+fn find(family: Family, variant: Variant) -> Option<Iptables> {
+    Iptables::find(version(family), variant)
+}
+
+const fn version(family: Family) -> IpVersion {
+    match family {
+        Family::V4 => IpVersion::V4,
+        Family::V6 => IpVersion::V6,
+    }
 }
 
 fn ensure_nftables(rules: &NodeRules) -> Result<usize, RuleError> {
@@ -175,5 +186,5 @@ fn ensure_nftables(rules: &NodeRules) -> Result<usize, RuleError> {
 fn ensure(iptables: &Iptables, rules: &FamilyRules) -> Result<usize, RuleError> {
     let change = iptables.ensure(&tables(rules))?;
     let commands = change.commands();
-    Ok(commands.map(|command| debug!("{} {command}", iptables.name())).count())
+    Ok(commands.map(|command| debug!("{} {command}", iptables.version().program())).count())
 }

@@ -1,20 +1,21 @@
 //! The rules as tables of our own in nftables, named as flannel names them.
 
-use fabric::packet_filter::iptables::IpVersion;
-use fabric::packet_filter::{Chain, Family, Hook, Ownership, Rule, Ruleset, Table, TableId};
+use fabric::packet_filter::{self, Chain, Hook, Ownership, Rule, Ruleset, Table, TableId};
 
 use super::{FamilyRules, NodeRules};
+use crate::family::Family;
 
 /// Returns both tables; one without rules shall not exist.
 pub(super) fn ruleset(rules: &NodeRules) -> Ruleset {
-    let tables = rules.families().map(|(version, family)| table(version, family));
-    Ruleset { tables: tables.into() }
+    let nothing = FamilyRules::default();
+    let table = |family| table(family, rules.get(family).unwrap_or(&nothing));
+    Ruleset { tables: Family::ALL.map(table).into() }
 }
 
-fn table(version: IpVersion, rules: &FamilyRules) -> Table {
-    let (family, name) = match version {
-        IpVersion::V4 => (Family::Ip, "flannel-ipv4"),
-        IpVersion::V6 => (Family::Ip6, "flannel-ipv6"),
+fn table(family: Family, rules: &FamilyRules) -> Table {
+    let (family, name) = match family {
+        Family::V4 => (packet_filter::Family::Ip, "flannel-ipv4"),
+        Family::V6 => (packet_filter::Family::Ip6, "flannel-ipv6"),
     };
     let chains = [
         ("forward", Hook::FilterForward, &rules.forward),

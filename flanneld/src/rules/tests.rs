@@ -15,17 +15,19 @@ fn net(text: &str) -> IpNetwork {
     text.parse().unwrap()
 }
 
-fn dual_stack() -> [(IpNetwork, IpNetwork); 2] {
-    [
-        (net("10.244.0.0/16"), net("10.244.3.0/24")),
-        (net("fd00:10:244::/56"), net("fd00:10:244:3::/64")),
-    ]
+/// What a dual-stack node desires.
+fn dual(options: &RuleOptions) -> NodeRules {
+    let networks =
+        PerFamily { ipv4: Some(net("10.244.0.0/16")), ipv6: Some(net("fd00:10:244::/56")) };
+    let subnets =
+        PerFamily { ipv4: Some(net("10.244.3.0/24")), ipv6: Some(net("fd00:10:244:3::/64")) };
+    desired(options, &networks, &LeaseKey::new(subnets).unwrap())
 }
 
 /// Every position of the switches that makes a difference, with its name.
 fn positions() -> Vec<(&'static str, NodeRules)> {
-    use IpVersion::{V4, V6};
-    let options = |masquerade: &[IpVersion], forward| RuleOptions {
+    use Family::{V4, V6};
+    let options = |masquerade: &[Family], forward| RuleOptions {
         masquerade: masquerade.to_vec(),
         masquerade_except: Vec::new(),
         random_fully: true,
@@ -34,7 +36,7 @@ fn positions() -> Vec<(&'static str, NodeRules)> {
     let plain = RuleOptions { random_fully: false, ..options(&[V4, V6], false) };
     let except = ["203.0.113.0/24", "10.0.0.1/32", "2001:db8::/32"].map(net).to_vec();
     let except = RuleOptions { masquerade_except: except, ..options(&[V4, V6], false) };
-    let dual = |options: &RuleOptions| desired(options, dual_stack());
+    let all = options(&[V4, V6], true);
     vec![
         ("nothing", dual(&options(&[], false))),
         ("forward", dual(&options(&[], true))),
@@ -43,8 +45,8 @@ fn positions() -> Vec<(&'static str, NodeRules)> {
         ("masquerade, IPv6 only", dual(&options(&[V6], false))),
         ("masquerade, ports kept", dual(&plain)),
         ("masquerade, with exceptions", dual(&except)),
-        ("all, no IPv6 network", desired(&options(&[V4, V6], true), [dual_stack()[0]])),
-        ("all", dual(&options(&[V4, V6], true))),
+        ("all, no IPv6 network", PerFamily { ipv6: None, ..dual(&all) }),
+        ("all", dual(&all)),
     ]
 }
 

@@ -104,7 +104,8 @@ fn prepared(table: &Table, chain: &Chain, observed: &ObservedTable) -> Option<Op
     let stale = existing.is_some_and(|rules| !rules.is_empty());
     let name = || chain.name.clone();
     match &chain.content {
-        Content::Exactly(_) if new => Some(Operation::NewChain(name())),
+        Content::Exactly(_) | Content::Anything if new => Some(Operation::NewChain(name())),
+        Content::Anything => None,
         Content::Exactly(rules) if existing == Some(rules) => None,
         Content::Exactly(_) | Content::Absent => stale.then(|| Operation::Flush(name())),
         Content::Among(rules) => {
@@ -121,7 +122,7 @@ fn filled(chain: &Chain, observed: &ObservedTable) -> Vec<Operation> {
         Content::Exactly(rules) if observed.get(&chain.name) == Some(rules) => Vec::new(),
         Content::Exactly(rules) => rules.iter().map(append).collect(),
         Content::Among(rules) => among(&chain.name, rules, observed),
-        Content::Absent => Vec::new(),
+        Content::Anything | Content::Absent => Vec::new(),
     }
 }
 
@@ -150,7 +151,8 @@ fn leading_to_unwanted(table: &Table, observed: &ObservedTable) -> Vec<Operation
     let content = |name: &str| {
         table.chains.iter().find(|chain| chain.name == name).map(|chain| &chain.content)
     };
-    let is_kept = |name: &str| matches!(content(name), None | Some(Content::Among(_)));
+    let is_kept =
+        |name: &str| matches!(content(name), None | Some(Content::Among(_) | Content::Anything));
     let leads = |rule: &&Rule| {
         rule.target().is_some_and(|target| content(target) == Some(&Content::Absent))
     };

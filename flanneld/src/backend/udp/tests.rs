@@ -5,20 +5,21 @@ use fabric::plan::diff;
 use serde_json::json;
 
 use super::*;
-use crate::lease::{Attributes, wire};
+use crate::family::Family;
+use crate::lease::{Attributes, LeaseKey, wire};
 
-fn interface(mtu: u32) -> ExternalInterface {
-    ExternalInterface {
-        name: "eth0".parse().unwrap(),
+fn underlay(mtu: u32) -> Underlay {
+    Underlay {
+        link: "eth0".parse().unwrap(),
         mtu: Mtu::new(mtu).unwrap(),
-        ip: Ipv4Addr::new(198, 51, 100, 1),
-        public_ip: Ipv4Addr::new(203, 0, 113, 1),
+        ip: [198, 51, 100, 1].into(),
+        public_ip: [203, 0, 113, 1].into(),
     }
 }
 
 fn configure(options: &Value, mtu: u32) -> Result<Udp, BackendError> {
-    let udp = Udp::configure(options, "10.244.0.0/16".parse().unwrap(), &interface(mtu));
-    udp.map(|udp| Udp { has_ipv6: true, ..udp })
+    let udp = Udp::configure(options, "10.244.0.0/16".parse().unwrap(), underlay(mtu));
+    udp.map(|udp| Udp { has_ipv6: true, ..udp.expect("it is IPv4") })
 }
 
 fn lease(key: &str, json: &str) -> (LeaseKey, Attributes) {
@@ -26,10 +27,9 @@ fn lease(key: &str, json: &str) -> (LeaseKey, Attributes) {
 }
 
 fn desired(leases: &[(LeaseKey, Attributes)]) -> Desired {
-    let peers: Vec<_> =
-        leases.iter().map(|(subnet, attributes)| Peer { subnet, attributes }).collect();
-    let own = LeaseKey::parse("10.244.1.0-24").unwrap();
-    configure(&json!({}), 1500).unwrap().desired(&own, &peers)
+    let peers = leases.iter().filter_map(|(key, attributes)| Peer::of(Family::V4, key, attributes));
+    let own = "10.244.1.0/24".parse().unwrap();
+    configure(&json!({}), 1500).unwrap().desired(own, &peers.collect::<Vec<_>>())
 }
 
 #[test]
@@ -58,7 +58,7 @@ fn options_are_the_port_and_nothing_else() {
         (json!({"PORT": 4000, "Other": 1}), 4000),
     ] {
         let udp = configure(&options, 9000).unwrap();
-        assert_eq!(udp.listen, SocketAddrV4::new(Ipv4Addr::new(198, 51, 100, 1), port));
+        assert_eq!(udp.listen, SocketAddrV4::new([198, 51, 100, 1].into(), port));
         assert_eq!(udp.pod_mtu(), Mtu::new(8972).unwrap());
         assert_eq!(udp.published(), ("", None));
     }
@@ -92,11 +92,11 @@ fn peers_are_who_speaks_this_way_and_makes_sense() {
     assert_eq!(
         left_out,
         [
-            "10.243.0.0-24: its subnet is not inside the network 10.244.0.0/16",
-            "10.244.2.128-25: its subnet overlaps that of 10.244.2.0-24",
-            "10.244.3.0-24: its backend is \"vxlan\", not \"\"",
-            "10.244.4.0-24: its public address 0.0.0.0 cannot be that of a node",
-            "10.244.5.0-24: its public address 203.0.113.1 is ours",
+            "10.243.0.0/24: its subnet is not inside the network 10.244.0.0/16",
+            "10.244.2.128/25: its subnet overlaps that of 10.244.2.0/24",
+            "10.244.3.0/24: its backend is \"vxlan\", not \"\"",
+            "10.244.4.0/24: it has no public IPv4 address",
+            "10.244.5.0/24: its public address 203.0.113.1 is ours",
         ]
     );
 }
