@@ -56,18 +56,25 @@ pub fn check_ifb(attachment: &Attachment, observed: &NetState) -> Result<(), Con
     if observed.links.get(&name).is_none_or(is_ours) { Ok(()) } else { Err(Conflict::Ifb(name)) }
 }
 
-/// Finds what on the host is in the way of `desired`, with or without leave to `force` addresses
-/// off the bridge.
+/// Finds what on the host is in the way of `desired`, of which `veth` is not shared, with or without
+/// leave to `force` addresses off the bridge.
 ///
 /// # Errors
 /// If something is.
-pub fn check_host(desired: &NetState, observed: &NetState, force: bool) -> Result<(), Conflict> {
+pub fn check_host(
+    veth: LinkName,
+    desired: &NetState,
+    observed: &NetState,
+    force: bool,
+) -> Result<(), Conflict> {
     for (name, link) in &desired.links {
         match (&link.kind, observed.links.get(name)) {
             (LinkKind::Bridge, Some(present)) if present.kind != LinkKind::Bridge => {
                 return Err(Conflict::NotABridge(*name));
             }
-            (LinkKind::Veth(_), Some(_)) => return Err(Conflict::HostVeth(*name)),
+            (LinkKind::Veth(_), Some(_)) if *name == veth => {
+                return Err(Conflict::HostVeth(*name));
+            }
             _ => {}
         }
     }
@@ -126,9 +133,13 @@ fn opposing_addresses<'a>(
     desired: &'a NetState,
     observed: &'a NetState,
 ) -> impl Iterator<Item = (&'a Address, &'a Address)> {
-    let is_bridge = |link| desired.links.get(link).is_some_and(|l| l.kind == LinkKind::Bridge);
+    // The other kind of gateway is that of a VLAN.
+    let is_gateway = |link| {
+        let link = desired.links.get(link);
+        link.is_some_and(|l| matches!(l.kind, LinkKind::Bridge | LinkKind::Veth(Some(_))))
+    };
     let missing = desired.addresses.difference(&observed.addresses);
-    let missing = missing.filter(move |wanted| is_bridge(&wanted.link));
+    let missing = missing.filter(move |wanted| is_gateway(&wanted.link));
     missing.flat_map(|wanted| {
         let opposes =
             |present: &&Address| present.link == wanted.link && oppose(present.ip, wanted.ip);
@@ -203,11 +214,11 @@ mod tests {
             ),
         ];
         for (observed, expected) in table {
-            let conflict = check_host(&desired(), &observed, false).err();
+            let conflict = check_host(name("veth1"), &desired(), &observed, false).err();
             assert_eq!(conflict.map(|c| c.to_string()).as_deref(), expected, "{observed:?}");
         }
         let observed = state(&bridge, &[("cni0", "10.1.9.1/24")]);
-        assert_eq!(check_host(&desired(), &observed, true), Ok(()));
+        assert_eq!(check_host(name("veth1"), &desired(), &observed, true), Ok(()));
     }
 
     #[test]

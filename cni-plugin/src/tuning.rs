@@ -265,15 +265,13 @@ impl Properties {
     /// A link that is like `present` but for these.
     pub fn on(&self, present: &Link) -> Link {
         Link {
-            kind: present.kind.clone(),
             up: present.up,
             mac: self.mac,
             mtu: self.mtu,
-            port: None,
-            alias: None,
             promiscuous: self.promiscuous,
             all_multicast: self.all_multicast,
             queue_length: self.queue_length,
+            ..Link::up(present.kind.clone())
         }
     }
 

@@ -33,10 +33,15 @@ pub struct NetState {
     /// Those of the addresses whose subnet is not to be reached by their link, so that they bring no
     /// route with them. Not observed.
     pub unrouted: BTreeSet<Address>,
+    /// Those of the IPv6 addresses that are only used when no duplicate was found (RFC 4862, section
+    /// 5.4). Not observed.
+    pub probed: BTreeSet<Address>,
     /// Permanent neighbours: who has the address on that link.
     pub neighbours: BTreeMap<(LinkName, IpAddr), MacAddr>,
     /// Forwarding database of VXLAN links: behind which VTEP an Ethernet address lives.
     pub fdb: BTreeMap<(LinkName, MacAddr), IpAddr>,
+    /// VLANs of bridge ports, by their number. A port without any here keeps those that it has.
+    pub vlans: BTreeMap<(LinkName, u16), PortVlan>,
     /// Unicast routes with one next hop.
     pub routes: BTreeMap<RouteKey, Route>,
     /// How much links may send.
@@ -57,6 +62,8 @@ impl NetState {
             fdb,
             routes,
             unrouted,
+            probed,
+            vlans,
             shapers,
             redirects,
             sysctls,
@@ -67,6 +74,8 @@ impl NetState {
         self.fdb.extend(fdb);
         self.routes.extend(routes);
         self.unrouted.extend(unrouted);
+        self.probed.extend(probed);
+        self.vlans.extend(vlans);
         self.shapers.extend(shapers);
         self.redirects.extend(redirects);
         self.sysctls.extend(sysctls);
@@ -94,6 +103,8 @@ pub struct Link {
     pub all_multicast: Option<bool>,
     /// How many packets may wait to be sent; `None` for the kernel's default.
     pub queue_length: Option<u32>,
+    /// Of a bridge: whether it keeps VLANs apart; `None` if that does not matter.
+    pub vlan_filtering: Option<bool>,
 }
 
 impl Link {
@@ -109,6 +120,7 @@ impl Link {
             promiscuous: None,
             all_multicast: None,
             queue_length: None,
+            vlan_filtering: None,
         }
     }
 }
@@ -157,8 +169,8 @@ impl LinkKind {
 pub struct VethPeer {
     /// Its name there.
     pub name: LinkName,
-    /// The path of that namespace.
-    pub netns: PathBuf,
+    /// The path of that namespace; `None` for the one that the pair is made in.
+    pub netns: Option<PathBuf>,
     /// Its Ethernet address; `None` if any will do.
     pub mac: Option<MacAddr>,
     /// Its MTU; `None` for the kernel's default.
@@ -228,6 +240,17 @@ pub struct BridgePort {
     pub bridge: LinkName,
     /// Whether frames may leave by the port that they came from.
     pub hairpin: bool,
+    /// Whether frames do not reach other isolated ports.
+    pub isolated: bool,
+}
+
+/// How a bridge port belongs to a VLAN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortVlan {
+    /// Whether frames that come in without a tag belong to it.
+    pub pvid: bool,
+    /// Whether its frames leave without a tag.
+    pub untagged: bool,
 }
 
 /// An address of an interface, with the length of the prefix that is on the link.

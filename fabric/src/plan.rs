@@ -3,6 +3,7 @@
 //! [`diff`] is pure. A [`Plan`] prints as the `ip` and `bridge` commands that would do the same, so
 //! that the text serves as log, dry run and golden file.
 
+mod bridge;
 mod shaping;
 
 use std::collections::BTreeSet;
@@ -16,8 +17,10 @@ use crate::link_name::LinkName;
 use crate::mac::MacAddr;
 use crate::mtu::Mtu;
 use crate::netstate::{
-    Address, BridgePort, Link, LinkKind, NetState, Route, RouteKey, Sysctl, TokenBucket, Vxlan,
+    Address, Link, LinkKind, NetState, PortVlan, Route, RouteKey, Sysctl, TokenBucket, Vxlan,
 };
+
+use bridge::{new_port_changes, port_changes};
 
 /// Operations in an order that the kernel accepts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -44,6 +47,8 @@ pub enum Op {
     ReplaceAddress(Address),
     /// Give a link an address without a route to its subnet.
     ReplaceUnroutedAddress(Address),
+    /// Give a link an IPv6 address that is only used when no duplicate was found.
+    ProbeAddress(Address),
     /// Take an address from a link.
     DelAddress(Address),
     /// Say who has an address.
@@ -54,6 +59,12 @@ pub enum Op {
     ReplaceFdbEntry(LinkName, MacAddr, IpAddr),
     /// Forget where an Ethernet address lives.
     DelFdbEntry(LinkName, MacAddr, IpAddr),
+    /// Let a bridge port belong to a VLAN.
+    ReplaceVlan(LinkName, u16, PortVlan),
+    /// Let it belong to a VLAN no more.
+    DelVlan(LinkName, u16),
+    /// Let it belong to no VLAN.
+    ClearVlans(LinkName),
     /// Lead a destination somewhere, unless somebody else's route does.
     AddRoute(RouteKey, Route),
     /// Lead a destination somewhere else.
@@ -87,6 +98,10 @@ pub enum LinkChange {
     Master(LinkName),
     /// Let frames leave by the bridge port that they came from, or not.
     Hairpin(bool),
+    /// Let frames not reach other isolated bridge ports, or let them.
+    Isolated(bool),
+    /// Let a bridge keep VLANs apart, or not.
+    VlanFiltering(bool),
     /// Give it another remark.
     Alias(String),
     /// Let it take in what is not for it, or not.
@@ -111,6 +126,7 @@ pub fn diff(desired: &NetState, observed: &NetState) -> Plan {
     let mut ops = Vec::new();
     diff.add_links(&mut ops);
     diff.change_links(&mut ops);
+    diff.replace_vlans(&mut ops);
     diff.set_sysctls(&mut ops);
     diff.replace_addresses(&flushed, &mut ops);
     diff.bring_links_up(&mut ops);
@@ -201,8 +217,9 @@ impl Diff<'_> {
         ops.extend(self.rebuilt.iter().map(|name| Op::DelLink(*name)));
         let in_the_way = self.observed.links.keys().filter(|name| self.is_in_the_way(name));
         ops.extend(in_the_way.map(|name| Op::DelLink(*name)));
-        let mut missing: Vec<_> =
-            self.desired.links.iter().filter(|(name, _)| self.kept(name).is_none()).collect();
+        let is_missing = |name: &LinkName| self.kept(name).is_none();
+        let mut missing: Vec<_> = self.desired.links.iter().collect();
+        missing.retain(|(name, _)| is_missing(name) && !self.is_born_with_peer(**name));
         // A port can only be made when its bridge is there, and a tunnel when its underlay is.
         missing.sort_by_key(|(_, link)| (link.port.is_some(), underlay(link).is_some()));
         for (name, link) in missing {
@@ -219,12 +236,17 @@ impl Diff<'_> {
             let change = |change| Op::SetLink(*name, change);
             match self.kept(name) {
                 Some(now) => ops.extend(self.changes(now, link).into_iter().map(change)),
+                // Nothing was said of it but its name.
+                None if self.is_born_with_peer(*name) => {
+                    let now = Link { up: false, ..Link::up(link.kind.clone()) };
+                    ops.extend(self.changes(&now, link).into_iter().map(change));
+                }
                 // The kernel takes none of these when it makes the link.
                 None => {
                     let mtu = link.mtu.filter(|_| link.kind == LinkKind::Tun);
                     ops.extend(mtu.map(|mtu| change(LinkChange::Mtu(mtu))));
-                    let hairpin = link.port.is_some_and(|port| port.hairpin);
-                    ops.extend(hairpin.then(|| change(LinkChange::Hairpin(true))));
+                    let port = link.port.map_or_else(Vec::new, new_port_changes);
+                    ops.extend(port.into_iter().map(change));
                     ops.extend(flag_changes(None, link).into_iter().map(change));
                 }
             }
@@ -241,6 +263,9 @@ impl Diff<'_> {
         if let Some(port) = wanted.port {
             changes.extend(port_changes(now.port.filter(|port| self.survives(&port.bridge)), port));
         }
+        let filtering =
+            wanted.vlan_filtering.filter(|_| now.vlan_filtering != wanted.vlan_filtering);
+        changes.extend(filtering.map(LinkChange::VlanFiltering));
         let alias = wanted.alias.clone().filter(|_| now.alias != wanted.alias);
         changes.extend(alias.map(LinkChange::Alias));
         changes.extend(flag_changes(Some(now), wanted));
@@ -278,10 +303,11 @@ impl Diff<'_> {
                 || !self.survives(&address.link)
                 || is_flushed(address)
         });
-        let unrouted = &self.desired.unrouted;
-        ops.extend(missing.map(|address| match unrouted.contains(address) {
-            true => Op::ReplaceUnroutedAddress(*address),
-            false => Op::ReplaceAddress(*address),
+        let Self { desired: NetState { unrouted, probed, .. }, .. } = self;
+        ops.extend(missing.map(|address| match address {
+            address if unrouted.contains(address) => Op::ReplaceUnroutedAddress(*address),
+            address if probed.contains(address) => Op::ProbeAddress(*address),
+            address => Op::ReplaceAddress(*address),
         }));
     }
 
@@ -401,18 +427,6 @@ fn flag_changes(now: Option<&Link>, wanted: &Link) -> Vec<LinkChange> {
     changes.chain(all_multicast.map(LinkChange::AllMulticast)).collect()
 }
 
-fn port_changes(now: Option<BridgePort>, wanted: BridgePort) -> Vec<LinkChange> {
-    let now = now.filter(|now| now.bridge == wanted.bridge);
-    let mut changes = Vec::new();
-    if now.is_none() {
-        changes.push(LinkChange::Master(wanted.bridge));
-    }
-    if now.is_some_and(|now| now.hairpin) != wanted.hairpin {
-        changes.push(LinkChange::Hairpin(wanted.hairpin));
-    }
-    changes
-}
-
 fn subnet(ip: IpNetwork) -> IpNetwork {
     IpNetwork::new(ip.network(), ip.prefix()).expect("the prefix of a network is valid")
 }
@@ -427,6 +441,7 @@ impl Op {
                 | Self::DelNeighbour(..)
                 | Self::DelFdbEntry(..)
                 | Self::DelRoute(..)
+                | Self::DelVlan(..)
                 | Self::DelShaper(_)
                 | Self::DelIngress(_)
         )
@@ -474,6 +489,9 @@ impl fmt::Display for Op {
             Self::SetLink(name, LinkChange::Hairpin(on)) => {
                 write!(f, "bridge link set dev {name} hairpin {}", on_off(*on))
             }
+            Self::SetLink(name, LinkChange::Isolated(on)) => {
+                write!(f, "bridge link set dev {name} isolated {}", on_off(*on))
+            }
             Self::SetLink(name, change) => write!(f, "ip link set {name} {change}"),
             Self::SetSysctl(key, value) => write!(f, "sysctl -w {key}={value}"),
             Self::ReplaceAddress(Address { link, ip }) => {
@@ -481,6 +499,9 @@ impl fmt::Display for Op {
             }
             Self::ReplaceUnroutedAddress(Address { link, ip }) => {
                 write!(f, "ip address replace {ip} dev {link} noprefixroute")
+            }
+            Self::ProbeAddress(Address { link, ip }) => {
+                write!(f, "ip address replace {ip} dev {link} # after duplicate address detection")
             }
             Self::DelAddress(Address { link, ip }) => write!(f, "ip address del {ip} dev {link}"),
             Self::ReplaceNeighbour(link, ip, mac) => {
@@ -493,6 +514,11 @@ impl fmt::Display for Op {
             Self::DelFdbEntry(link, mac, vtep) => {
                 write!(f, "bridge fdb del {mac} dev {link} dst {vtep} self")
             }
+            Self::ReplaceVlan(link, vid, vlan) => {
+                write!(f, "bridge vlan add vid {vid} dev {link}{vlan}")
+            }
+            Self::DelVlan(link, vid) => write!(f, "bridge vlan del vid {vid} dev {link}"),
+            Self::ClearVlans(link) => write!(f, "bridge vlan del vid 1-4094 dev {link}"),
             Self::AddRoute(key, route) => write!(f, "ip route add {}", RouteText(key, route)),
             Self::ReplaceRoute(key, route) => {
                 write!(f, "ip route replace {}", RouteText(key, route))
@@ -532,10 +558,16 @@ impl fmt::Display for Link {
             write!(f, " txqueuelen {length}")?;
         }
         write!(f, " type {}", self.kind.as_str())?;
+        if let Some(on) = self.vlan_filtering {
+            write!(f, " vlan_filtering {}", u8::from(on))?;
+        }
         match &self.kind {
             LinkKind::Vxlan(vxlan) => write!(f, "{vxlan}"),
             LinkKind::Veth(Some(peer)) => {
-                write!(f, " peer name {} netns {}", peer.name, peer.netns.display())?;
+                write!(f, " peer name {}", peer.name)?;
+                if let Some(netns) = &peer.netns {
+                    write!(f, " netns {}", netns.display())?;
+                }
                 if let Some(mac) = peer.mac {
                     write!(f, " address {mac}")?;
                 }
@@ -581,6 +613,8 @@ impl fmt::Display for LinkChange {
             Self::Mac(mac) => write!(f, "address {mac}"),
             Self::Master(bridge) => write!(f, "master {bridge}"),
             Self::Hairpin(on) => write!(f, "type bridge_slave hairpin {}", on_off(*on)),
+            Self::Isolated(on) => write!(f, "type bridge_slave isolated {}", on_off(*on)),
+            Self::VlanFiltering(on) => write!(f, "type bridge vlan_filtering {}", u8::from(*on)),
             Self::Alias(alias) => write!(f, "alias {alias:?}"),
             Self::Promiscuous(on) => write!(f, "promisc {}", on_off(*on)),
             Self::AllMulticast(on) => write!(f, "allmulticast {}", on_off(*on)),

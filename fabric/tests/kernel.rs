@@ -262,11 +262,11 @@ fn a_refusal_carries_the_words_of_the_kernel_and_does_not_stop_the_rest() {
 
 fn pod(netns: &str) -> (NetState, NetState) {
     let (bridge, veth, eth0) = (name("cni0"), name("veth01234567"), name("eth0"));
-    let peer = VethPeer { name: eth0, netns: netns.into(), mac: None, mtu: Mtu::new(1450) };
+    let peer = VethPeer { name: eth0, netns: Some(netns.into()), mac: None, mtu: Mtu::new(1450) };
     let mut host = NetState::default();
     let mac = Some(MacAddr([2, 0, 0, 0, 0, 1]));
     host.links.insert(bridge, Link { mac, mtu: Mtu::new(1450), ..Link::up(LinkKind::Bridge) });
-    let port = Some(BridgePort { bridge, hairpin: true });
+    let port = Some(BridgePort { bridge, hairpin: true, isolated: false });
     let alias = Some("pod".to_owned());
     let kind = LinkKind::Veth(Some(peer));
     host.links.insert(veth, Link { port, alias, mtu: Mtu::new(1450), ..Link::up(kind) });

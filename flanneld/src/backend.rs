@@ -197,6 +197,11 @@ pub(crate) enum BackendError {
     NotDirect { ip: IpAddr, public_ip: IpAddr },
     #[error("MTU {mtu} leaves no room for pods: {overhead} bytes are added to every packet")]
     Mtu { mtu: u32, overhead: u32 },
+    #[error(
+        "MTU {mtu} leaves no room for IPv6 pods: {overhead} bytes are added to every packet, so that \
+         {least} are needed; use host-gw, or leave EnableIPv6 out", least = Mtu::MIN_IPV6 + overhead
+    )]
+    Ipv6Mtu { mtu: u32, overhead: u32 },
     #[error("Backend.Type udp carries only IPv4: switch EnableIPv4 on, or use vxlan or host-gw")]
     OnlyIpv4,
 }

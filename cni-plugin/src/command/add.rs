@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use fabric::link_name::LinkName;
-use fabric::netlink::{LinkMonitor, Socket, observe};
+use fabric::netlink::{AddressMonitor, LinkMonitor, Settled, Socket, observe};
 use fabric::netns::Netns;
 use fabric::netstate::{Link, NetState};
 
@@ -30,6 +30,9 @@ const PORT_PATIENCE: Duration = Duration::from_secs(5);
 /// How long to wait for the bridge itself. Where somebody turned on its spanning tree protocol, that
 /// takes half a minute, so it is no error.
 const BRIDGE_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long the kernel may look for duplicates of addresses.
+const DUPLICATE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Attaches the container, or does for it what else the plugin does.
 ///
@@ -140,18 +143,47 @@ fn connect(
     let monitor = LinkMonitor::open().map_err(KernelError::from)?;
     let check = |observed: &NetState| {
         check_ifb(attachment, observed)?;
-        check_host(&desired.host, observed, bridge.force_address)
+        check_host(veth, &desired.host, observed, bridge.force_address)
     };
+    if bridge.vlans.filtering {
+        // Not every kernel has it. Those that have not say so before there is anything to undo.
+        let bridge = desired.host.links.get_key_value(&bridge.name);
+        let links = bridge.map(|(name, link)| (*name, link.clone())).into_iter().collect();
+        kernel::ensure(host, &NetState { links, ..NetState::default() }, check)?;
+    }
     let before = kernel::ensure(host, &desired.host, check)?;
-    sandbox::inside(sandbox, || kernel::ensure(&mut inside, &desired.sandbox, |_| Ok(())))??;
+    let addresses = sandbox::inside(sandbox, || -> Result<_, KernelError> {
+        let is_probed = !desired.sandbox.probed.is_empty();
+        let addresses = is_probed.then(AddressMonitor::open).transpose()?;
+        kernel::ensure(&mut inside, &desired.sandbox, |_| Ok(()))?;
+        Ok(addresses)
+    })??;
     filter::ensure(&desired.filter)?;
+    if !bridge.up {
+        return Ok(before);
+    }
     // Whatever is sent before would be lost, and ARP tries again only after a second.
     if !monitor.wait_until_up(host, veth, PORT_PATIENCE)? {
         return Err(KernelError::PortDown(veth).into());
     }
     // A bridge that had no other port only starts now.
     let _is_up = monitor.wait_until_up(host, bridge.name, BRIDGE_PATIENCE)?;
+    if let Some(addresses) = addresses {
+        wait_until_settled(attachment.if_name, &addresses, &mut inside)?;
+    }
     Ok(before)
+}
+
+fn wait_until_settled(
+    link: LinkName,
+    addresses: &AddressMonitor,
+    inside: &mut Socket,
+) -> Result<(), KernelError> {
+    match addresses.wait_until_settled(inside, link, DUPLICATE_PATIENCE)? {
+        Settled::Usable => Ok(()),
+        Settled::Duplicate(ip) => Err(KernelError::Duplicate(link, ip)),
+        Settled::Unknown(ip) => Err(KernelError::Tentative(link, ip)),
+    }
 }
 
 /// Where the interface of the sandbox stands among those of the result.
@@ -179,6 +211,9 @@ fn interfaces(
         sandbox: netns.to_string_lossy().into_owned(),
         ..interface(attachment.if_name, &[&desired.sandbox.links])
     };
+    let gateway = attachment::gateway_link(bridge);
+    let of_vlan = desired.host.links.contains_key(&gateway) && gateway != bridge.name;
     let links = [interface(bridge.name, &host), interface(host_veth(attachment), &host), sandbox];
-    links.into_iter().chain(bandwidth::interface(call, &desired.host)).collect()
+    let links = links.into_iter().chain(of_vlan.then(|| interface(gateway, &host)));
+    links.chain(bandwidth::interface(call, &desired.host)).collect()
 }

@@ -1,6 +1,7 @@
 //! Whole calls against the kernel, each test on a machine of its own.
 
 mod attach;
+mod bridge;
 mod chained;
 mod check;
 mod collect;

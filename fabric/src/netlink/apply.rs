@@ -12,8 +12,8 @@ use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
 };
 use netlink_packet_route::link::{
-    InfoBridgePort, InfoData, InfoKind, InfoMacVlan, InfoPortData, InfoPortKind, InfoVeth,
-    InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, MacVlanMode,
+    InfoBridgePort, InfoData, InfoKind, InfoMacVlan, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags,
+    LinkInfo, LinkMessage, MacVlanMode,
 };
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
@@ -23,8 +23,8 @@ use netlink_packet_route::route::{
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::shaping;
 use super::socket::{BATCH, Request, Socket};
+use super::{bridge, shaping};
 use crate::link_name::LinkName;
 use crate::mac::MacAddr;
 use crate::netns::Netns;
@@ -110,6 +110,12 @@ impl<'a> Applier<'a> {
             Op::ReplaceUnroutedAddress(address) => {
                 replace_unrouted_address(self.index(address.link)?, address.ip)
             }
+            Op::ProbeAddress(address) => probe_address(self.index(address.link)?, address.ip),
+            Op::ReplaceVlan(link, vid, vlan) => {
+                bridge::replace_vlan(self.index(*link)?, *vid, *vlan)
+            }
+            Op::DelVlan(link, vid) => bridge::del_vlan(self.index(*link)?, *vid),
+            Op::ClearVlans(link) => bridge::clear_vlans(self.index(*link)?),
             Op::DelAddress(Address { link, ip }) => del_address(self.index(*link)?, *ip),
             Op::ReplaceNeighbour(link, ip, mac) => replace_neighbour(self.index(*link)?, *ip, *mac),
             Op::DelNeighbour(link, ip) => del_neighbour(self.index(*link)?, *ip),
@@ -188,7 +194,10 @@ impl<'a> Applier<'a> {
             attributes.push(LinkAttribute::Controller(self.index(port.bridge)?));
         }
         let info = match &link.kind {
-            LinkKind::Bridge => vec![LinkInfo::Kind(InfoKind::Bridge)],
+            LinkKind::Bridge => {
+                let kind = LinkInfo::Kind(InfoKind::Bridge);
+                [kind].into_iter().chain(link.vlan_filtering.map(bridge::vlan_filtering)).collect()
+            }
             LinkKind::Ifb => vec![LinkInfo::Kind(InfoKind::Ifb)],
             LinkKind::Macvlan(macvlan) => {
                 let parent = macvlan.parent.ok_or(io::ErrorKind::InvalidInput)?;
@@ -232,12 +241,13 @@ impl<'a> Applier<'a> {
     /// The other end is made where it shall live: moving it there afterwards takes the kernel a
     /// grace period under its global network lock. It cannot be brought up at this moment.
     fn peer(&mut self, peer: &VethPeer) -> io::Result<LinkMessage> {
-        let namespace = Netns::open(&peer.netns).map_err(io::Error::other)?;
-        let descriptor = namespace.as_fd().as_raw_fd();
-        self.namespaces.push(namespace);
         let mut message = LinkMessage::default();
         message.attributes.push(LinkAttribute::IfName(peer.name.as_str().to_owned()));
-        message.attributes.push(LinkAttribute::NetNsFd(descriptor));
+        if let Some(netns) = &peer.netns {
+            let namespace = Netns::open(netns).map_err(io::Error::other)?;
+            message.attributes.push(LinkAttribute::NetNsFd(namespace.as_fd().as_raw_fd()));
+            self.namespaces.push(namespace);
+        }
         message.attributes.extend(peer.mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
         message.attributes.extend(peer.mtu.map(|mtu| LinkAttribute::Mtu(mtu.get())));
         Ok(message)
@@ -274,7 +284,17 @@ impl<'a> Applier<'a> {
             LinkChange::Master(bridge) => {
                 attributes.push(LinkAttribute::Controller(self.index(*bridge)?));
             }
-            LinkChange::Hairpin(on) => attributes.push(hairpin(*on)),
+            LinkChange::Hairpin(on) => {
+                attributes.push(bridge::port(InfoBridgePort::HairpinMode(*on)));
+            }
+            LinkChange::Isolated(on) => {
+                attributes.push(bridge::port(InfoBridgePort::Isolated(*on)));
+            }
+            LinkChange::VlanFiltering(on) => {
+                let kind = LinkInfo::Kind(InfoKind::Bridge);
+                let info = vec![kind, bridge::vlan_filtering(*on)];
+                attributes.push(LinkAttribute::LinkInfo(info));
+            }
             LinkChange::VxlanLocal(local) => attributes.push(vxlan(vxlan_local(*local))),
             LinkChange::VxlanLearning(on) => attributes.push(vxlan(InfoVxlan::Learning(*on))),
             LinkChange::VxlanUnderlay(underlay) => {
@@ -333,13 +353,6 @@ const fn vxlan_local(local: IpAddr) -> InfoVxlan {
     }
 }
 
-fn hairpin(on: bool) -> LinkAttribute {
-    LinkAttribute::LinkInfo(vec![
-        LinkInfo::PortKind(InfoPortKind::Bridge),
-        LinkInfo::PortData(InfoPortData::BridgePort(vec![InfoBridgePort::HairpinMode(on)])),
-    ])
-}
-
 fn address(index: u32, ip: IpNetwork) -> AddressMessage {
     let mut message = AddressMessage::default();
     message.header.index = index;
@@ -373,6 +386,15 @@ fn replace_address(index: u32, ip: IpNetwork) -> Request {
         IpNetwork::V6(_) => message.header.flags = AddressHeaderFlags::Nodad,
     }
     replace(RouteNetlinkMessage::NewAddress(message))
+}
+
+/// Without the flag that suppresses it, the kernel looks for duplicates if `accept_dad` is set.
+fn probe_address(index: u32, ip: IpNetwork) -> Request {
+    let mut request = replace_address(index, ip);
+    if let RouteNetlinkMessage::NewAddress(message) = &mut request.message {
+        message.header.flags = AddressHeaderFlags::empty();
+    }
+    request
 }
 
 fn del_address(index: u32, ip: IpNetwork) -> Request {

@@ -7,8 +7,8 @@ use ipnetwork::IpNetwork;
 use netlink_packet_core::Nla;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
-    InfoBridgePort, InfoData, InfoKind, InfoMacVlan, InfoPortData, InfoTun, InfoVxlan,
-    LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, MacVlanMode,
+    InfoData, InfoKind, InfoMacVlan, InfoTun, InfoVxlan, LinkAttribute, LinkExtentMask, LinkFlags,
+    LinkInfo, LinkLayerType, LinkMessage, MacVlanMode,
 };
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
@@ -18,8 +18,8 @@ use netlink_packet_route::route::{
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::shaping;
 use super::socket::{NetlinkError, Socket};
+use super::{bridge, shaping};
 use crate::link_name::LinkName;
 use crate::mac::MacAddr;
 use crate::mtu::Mtu;
@@ -44,6 +44,8 @@ pub struct Scope {
     pub neighbours: bool,
     /// Whether to read the forwarding databases of these links.
     pub fdb: bool,
+    /// Whether to read the VLANs of these links.
+    pub vlans: bool,
     /// Whether to read how much these links may send and where what comes in by them goes.
     pub shaping: bool,
     /// Which routes to read.
@@ -96,6 +98,7 @@ impl Scope {
             addresses: !desired.addresses.is_empty(),
             neighbours: !desired.neighbours.is_empty(),
             fdb: !desired.fdb.is_empty(),
+            vlans: !desired.vlans.is_empty(),
             shaping: !(desired.shapers.is_empty() && desired.redirects.is_empty()),
             routes: if desired.routes.is_empty() { Routes::None } else { Routes::OnLinks },
             networks: Vec::new(),
@@ -112,6 +115,7 @@ impl Scope {
             addresses,
             neighbours,
             fdb,
+            vlans,
             shaping,
             routes,
             networks,
@@ -123,6 +127,7 @@ impl Scope {
         self.addresses |= addresses;
         self.neighbours |= neighbours;
         self.fdb |= fdb;
+        self.vlans |= vlans;
         self.shaping |= shaping;
         self.routes = self.routes.max(routes);
         self.networks.extend(networks);
@@ -209,6 +214,9 @@ pub fn observe(socket: &mut Socket, scope: &Scope) -> Result<NetState, NetlinkEr
             state.fdb.extend(rows.iter().filter_map(|row| decode_fdb_entry(row, &names)));
         }
     }
+    if scope.vlans {
+        state.vlans = bridge::observe_vlans(socket, &names)?;
+    }
     if scope.shaping {
         state.shapers = shaping::observe_shapers(socket, &names)?;
     }
@@ -286,6 +294,7 @@ impl Socket {
             promiscuous: Some(message.header.flags.contains(LinkFlags::Promisc)),
             all_multicast: Some(message.header.flags.contains(LinkFlags::Allmulti)),
             queue_length: None,
+            vlan_filtering: None,
         };
         if message.header.link_layer_type == LinkLayerType::Loopback {
             link.kind = LinkKind::Loopback;
@@ -306,9 +315,11 @@ impl Socket {
             }
         }
         self.decode_infos(infos, &mut link)?;
+        link.vlan_filtering = bridge::observed_vlan_filtering(infos);
         if let Some(index) = master {
-            let hairpin = hairpin(infos);
-            link.port = self.name_of(index)?.map(|bridge| BridgePort { bridge, hairpin });
+            let (hairpin, isolated) = bridge::observed_port(infos);
+            let port = |bridge| BridgePort { bridge, hairpin, isolated };
+            link.port = self.name_of(index)?.map(port);
         }
         Ok(link)
     }
@@ -398,15 +409,7 @@ pub(super) fn name(message: &LinkMessage) -> Option<LinkName> {
     })
 }
 
-fn hairpin(infos: &[LinkInfo]) -> bool {
-    let on = |attribute: &InfoBridgePort| matches!(attribute, InfoBridgePort::HairpinMode(true));
-    infos.iter().any(|info| match info {
-        LinkInfo::PortData(InfoPortData::BridgePort(attributes)) => attributes.iter().any(on),
-        _ => false,
-    })
-}
-
-fn addresses_on(index: u32) -> RouteNetlinkMessage {
+pub(super) fn addresses_on(index: u32) -> RouteNetlinkMessage {
     let mut request = AddressMessage::default();
     request.header.index = index;
     RouteNetlinkMessage::GetAddress(request)

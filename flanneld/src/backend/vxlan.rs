@@ -94,6 +94,9 @@ impl Vxlan {
         let overhead = overhead(family);
         let room = BackendError::Mtu { mtu: carried.get(), overhead };
         let mtu = carried.inside(overhead).ok_or(room)?;
+        if family == Family::V6 && mtu.get() < Mtu::MIN_IPV6 {
+            return Err(BackendError::Ipv6Mtu { mtu: carried.get(), overhead });
+        }
         let device = device(family, vni).parse().map_err(|_| vni_range())?;
         let mac = device_mac(device);
         let kind = LinkKind::Vxlan(Tunnel {
@@ -180,11 +183,10 @@ impl Backend for Vxlan {
             addresses: true,
             neighbours: true,
             fdb: true,
-            shaping: false,
             routes: Routes::OnLinksAndMarked,
             networks: vec![self.network],
-            adopted: Vec::new(),
             sysctls: self.sysctls().into_keys().collect(),
+            ..Scope::default()
         }
     }
 

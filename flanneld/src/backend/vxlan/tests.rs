@@ -137,6 +137,12 @@ fn options_that_cannot_be_are_refused() {
         configure_for(Family::V6, json!({"VNI": 10_000})).unwrap_err().to_string(),
         "Backend.VNI 10000 is out of range: want 0 to 9999 with IPv6"
     );
+    assert_eq!(
+        configure_for(Family::V6, json!({"MTU": 1349})).unwrap_err().to_string(),
+        "MTU 1349 leaves no room for IPv6 pods: 70 bytes are added to every packet, so that 1350 \
+         are needed; use host-gw, or leave EnableIPv6 out"
+    );
+    assert_eq!(configure_for(Family::V6, json!({"MTU": 1350})).unwrap().pod_mtu().get(), 1280);
 }
 
 #[test]
