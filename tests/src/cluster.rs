@@ -61,7 +61,7 @@ impl Cluster {
     }
 
     /// Makes a cluster with flanneld running, and its rules in this engine.
-    pub fn running_with(engine: RuleEngine, size: u8, store: Store) -> Self {
+    pub fn with_rules_in(engine: RuleEngine, size: u8, store: Store) -> Self {
         let mut cluster = Self::unconfigured(size, store);
         cluster.store.configure(&engine.network());
         cluster.nodes.iter().for_each(|node| engine.prepare(node.namespace()));

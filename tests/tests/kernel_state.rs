@@ -170,7 +170,7 @@ fn subnet_file_is_the_one_that_upstream_writes() {
 #[test]
 fn packet_filter_holds_upstreams_rules_and_nothing_else() {
     sandboxed(|| {
-        let cluster = Cluster::running_with(RuleEngine::Nftables, 1, Store::Directory);
+        let cluster = Cluster::with_rules_in(RuleEngine::Nftables, 1, Store::Directory);
         let node = cluster.node(1);
         let pods = format!("{}/24", published(node).base);
         let ruleset = program::run(node.namespace().command("nft").args(["list", "ruleset"]));
@@ -215,7 +215,7 @@ fn iptables_in_the_older_tables_hold_upstreams_rules_and_nothing_else() {
 }
 
 fn iptables_hold_upstreams_rules_and_nothing_else(engine: RuleEngine, variant: &str) {
-    let cluster = Cluster::running_with(engine, 1, Store::Directory);
+    let cluster = Cluster::with_rules_in(engine, 1, Store::Directory);
     let node = cluster.node(1);
     let pods = format!("{}/24", published(node).base);
     let (masq, forward) =

@@ -94,7 +94,7 @@ fn foreign_rules(node: &Namespace) -> Vec<String> {
 #[test]
 fn forward_policy_of_iptables_is_got_past() {
     sandboxed(|| {
-        let cluster = Cluster::running_with(RuleEngine::IptablesNft, 2, Store::Directory);
+        let cluster = Cluster::with_rules_in(RuleEngine::IptablesNft, 2, Store::Directory);
         let pods = pod::attach_to_each(cluster.nodes(), 1);
         for node in cluster.nodes() {
             run(node.namespace(), "iptables-nft -P FORWARD DROP");
