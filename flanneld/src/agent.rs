@@ -10,15 +10,14 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use fabric::mac::MacAddr;
 use fabric::subnet_file::SubnetFile;
 use ipnetwork::IpNetwork;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, sleep};
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
-use crate::backend::{self, BackendError};
+use crate::backend::BackendError;
 use crate::cli::{InterfaceOptions, Options, StoreOptions};
 use crate::config::{ConfigError, NetworkConfig};
 use crate::external_interface::{self, ExternalInterface, NoInterface};
@@ -28,7 +27,8 @@ use crate::lease::LeaseKey;
 use crate::lease::acquire::Request;
 use crate::notifications::Notifications;
 use crate::reconciler::{self, Channels, Node};
-use crate::rules::engine::Engine;
+use crate::reconfigure::{self, Circumstances};
+use crate::setup::{self, Choices, Setup};
 use crate::shutdown::Shutdown;
 use crate::store::{DirectoryStore, EtcdStore, LeaseStore, StoreError};
 use crate::{clock, health, readdress, renewal, retry};
@@ -131,16 +131,11 @@ async fn serve(
     ready: watch::Sender<bool>,
 ) -> Result<(), StartError> {
     let config = network_config(&store).await;
-    let networks = PerFamily::from_fn(|family| Some(config.pools.get(family)?.network));
-    let families: Vec<_> = networks.families().collect();
+    let families: Vec<_> = config.pools.families().collect();
     let interface = wait_for_interface(&options.interface, &families).await?;
-    let configure = |interface: &ExternalInterface| {
-        backend::configure(&config.backend, &networks, interface, |device| {
-            kernel::mac_of(device).unwrap_or_else(|| MacAddr::local(rand::random()))
-        })
-    };
-    let backends = configure(&interface)?;
-    for family in families.iter().filter(|family| !backends.carry(**family)) {
+    let choices = Choices::default();
+    let setup = Setup::new(&config, &interface, &choices)?;
+    for family in families.iter().filter(|family| !setup.backends.carry(**family)) {
         warn!(
             backend = %config.backend.kind, %family,
             "the backend does not carry this family: pods reach each other by it on their own node \
@@ -150,15 +145,11 @@ async fn serve(
     let request = Request {
         pools: config.pools,
         previous: previous_subnets(&options),
-        attributes: backends.attributes(&interface),
+        attributes: setup.attributes.clone(),
     };
-    let engine = Engine::choose(config.enable_nftables, families.iter().copied());
     let kernel = Kernel::start().map_err(system("start the thread that speaks to the kernel"))?;
     let node = Node {
-        backends,
-        underlay: interface.name,
-        networks,
-        engine,
+        setup,
         rules: options.rules,
         rules_interval: options.rules_interval,
         ip_masq: options.ip_masq,
@@ -167,31 +158,28 @@ async fn serve(
     };
 
     let (updates, leases) = mpsc::channel(UPDATES);
-    let (published, current) = watch::channel(None);
+    let (published, held) = watch::channel(None);
     let (publish, attributes) = watch::channel(request.attributes.clone());
-    let (rebuild, rebuilt) = mpsc::channel(1);
-    let moved = async |interface: &ExternalInterface| match configure(interface) {
-        Ok(backends) => {
-            store.reconnect();
-            publish.send_replace(backends.attributes(interface));
-            // Nobody listens any more only when the program is ending.
-            let _ending = rebuild.send(backends).await;
-        }
-        Err(error) => error!(%error, "the new interface cannot be used"),
-    };
+    let (configs, config) = watch::channel(config);
+    let (interfaces, interface) = watch::channel(interface);
+    let (remade, setups) = mpsc::channel(1);
     let (doubts, doubted) = mpsc::channel(1);
-    let underlay_changed = Notify::new();
+    let (underlay_changed, config_changed) = (Notify::new(), Notify::new());
     let notifications = Notifications::open(&underlay_changed).map_err(deaf)?;
     let is_ready = ready.subscribe();
     let relist = Notify::new();
+    let circumstances =
+        Circumstances { interface: interface.clone(), held: held.clone(), choices: &choices };
     let renewal = renewal::Channels { doubts: doubted, attributes, published, relist: &relist };
-    let channels =
-        Channels { leases, backends: rebuilt, held: current, doubts, notifications, ready };
+    let channels = Channels { leases, setups, publish, held, doubts, notifications, ready };
     tokio::select! {
         () = store.watch(updates, &relist) => Ok(()),
+        () = store.watch_config(&config_changed) => Ok(()),
         () = renewal::keep(&store, request, options.renew_margin, clock::since_boot, renewal) => Ok(()),
         ended = reconciler::run(node, channels) => ended.map_err(deaf),
-        () = readdress::follow(&options.interface, interface, &underlay_changed, moved) => Ok(()),
+        () = readdress::follow(&store, &options.interface, &underlay_changed, interfaces) => Ok(()),
+        () = reconfigure::follow(&store, &config_changed, circumstances, configs) => Ok(()),
+        () = setup::remake(config, interface, &choices, remade) => Ok(()),
         () = notify_supervisor(is_ready) => Ok(()),
     }
 }

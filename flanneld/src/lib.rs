@@ -19,6 +19,7 @@ mod agent;
 mod kernel;
 mod notifications;
 mod reconciler;
+mod setup;
 
 mod clock;
 mod errors;
@@ -27,6 +28,7 @@ pub mod foreign_bytes;
 mod health;
 mod pods;
 mod readdress;
+mod reconfigure;
 mod renewal;
 mod retry;
 mod secrets;

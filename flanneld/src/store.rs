@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
+use tokio::time::sleep;
 use tracing::warn;
 
 use crate::lease::acquire::Listed;
@@ -25,6 +26,9 @@ pub(crate) use etcd::EtcdStore;
 /// How long a lease lasts without being renewed.
 pub(crate) const LEASE_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// A store that cannot tell about its configuration is asked for it this often.
+const CONFIG_POLL: Duration = Duration::from_secs(10);
+
 /// Keeps leases.
 pub(crate) trait LeaseStore {
     /// Reads the network configuration, a JSON text.
@@ -32,6 +36,15 @@ pub(crate) trait LeaseStore {
 
     /// Does one thing. An error means that it may have been done, or may be done later.
     async fn perform(&self, step: &Step) -> Result<Answer, StoreError>;
+
+    /// Tells whenever the network configuration may be another one, and at the beginning, as long
+    /// as the program runs.
+    async fn watch_config(&self, changed: &Notify) {
+        loop {
+            changed.notify_one();
+            sleep(CONFIG_POLL).await;
+        }
+    }
 
     /// The address of this node changed: connections from the old one are dead and do not know it.
     fn reconnect(&self) {}
