@@ -8,10 +8,11 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnetwork::IpNetwork;
+use serde_json::value::RawValue;
 
 use crate::family::{Family, PerFamily};
 use crate::lease::acquire::Listed;
-use crate::lease::{Attributes, LeaseKey};
+use crate::lease::{Attributes, BackendData, LeaseKey};
 
 /// Annotations as they stand in the API.
 pub(super) type Texts = BTreeMap<String, String>;
@@ -140,7 +141,7 @@ impl Annotations {
         let address = |family| self.address(texts, names(family).public_ip, family);
         let data = |family| match self.get(texts, names(family).data) {
             None | Some("" | "null") => Some(None),
-            Some(text) => serde_json::from_str(text).ok().map(Some),
+            Some(text) => read_data(text).ok().map(Some),
         };
         Some(Attributes {
             public_ip: match address(Family::V4) {
@@ -167,6 +168,11 @@ impl Annotations {
         let address: IpAddr = self.get(texts, suffix)?.parse().ok()?;
         (address.is_ipv4() == (family == Family::V4)).then_some(address)
     }
+}
+
+fn read_data(text: &str) -> Result<BackendData, serde_json::Error> {
+    let raw: &RawValue = serde_json::from_str(text)?;
+    Ok(BackendData::read(serde_json::from_str(raw.get())?, Some(raw)))
 }
 
 /// Whether flannel writes the annotations of a family: backends with devices of their own only once

@@ -160,7 +160,9 @@ mod tests {
             public_ip: Ipv4Addr::new(198, 51, 100, 1),
             public_ipv6: Some("fd99::1".parse().unwrap()),
             backend_type: "vxlan".to_owned(),
-            backend_data: Some(serde_json::json!({ "VNI": 1, "VtepMAC": "02:00:00:00:00:01" })),
+            backend_data: Some(
+                serde_json::json!({ "VNI": 1, "VtepMAC": "02:00:00:00:00:01" }).into(),
+            ),
             backend_v6_data: None,
         };
         Lease { subnet: LeaseKey::parse(key).unwrap(), attributes }

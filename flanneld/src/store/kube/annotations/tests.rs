@@ -16,8 +16,8 @@ fn attributes(backend: &str, families: PerFamily<Value>) -> Attributes {
         },
         public_ipv6: families.ipv6.as_ref().map(|_| "fd00::3".parse().unwrap()),
         backend_type: backend.to_owned(),
-        backend_data: families.ipv4.filter(|data| !data.is_null()),
-        backend_v6_data: families.ipv6.filter(|data| !data.is_null()),
+        backend_data: families.ipv4.filter(|data| !data.is_null()).map(Into::into),
+        backend_v6_data: families.ipv6.filter(|data| !data.is_null()).map(Into::into),
     }
 }
 
