@@ -5,6 +5,7 @@ mod cli;
 mod config;
 mod external_interface;
 mod family;
+mod on_link;
 
 mod lease;
 mod store;
