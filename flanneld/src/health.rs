@@ -44,10 +44,23 @@ impl Readiness {
         self.busy_since.is_some_and(|since| since.elapsed() > STUCK)
     }
 }
+/// After a kill, what the killed program was just starting holds its port a moment longer.
+const PORT_PATIENCE: Duration = Duration::from_secs(2);
+const PORT_RETRY: Duration = Duration::from_millis(20);
 
 /// Takes the port, or says why not.
 pub(crate) async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    TcpListener::bind(address).await
+    let start = Instant::now();
+    loop {
+        match TcpListener::bind(address).await {
+            Err(error)
+                if error.kind() == io::ErrorKind::AddrInUse && start.elapsed() < PORT_PATIENCE =>
+            {
+                sleep(PORT_RETRY).await;
+            }
+            bound => return bound,
+        }
+    }
 }
 
 /// Answers until the program ends.
