@@ -41,7 +41,9 @@ const WORKER: &str = "STRESS_WORKER";
 fn no_address_is_handed_out_twice_and_none_is_lost() {
     match env::var(WORKER) {
         Ok(number) => work(number.parse().unwrap()),
-        Err(_) => sandboxed(|| compete()),
+        Err(_) => sandboxed(|| {
+            compete();
+        }),
     }
 }
 
