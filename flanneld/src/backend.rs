@@ -11,8 +11,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use fabric::link_name::LinkName;
 use fabric::mac::MacAddr;
 use fabric::mtu::Mtu;
-use fabric::netlink::Scope;
-use fabric::netstate::NetState;
+use fabric::netlink::{Adopted, Scope};
+use fabric::netstate::{NetState, ROUTE_PROTOCOL, Route};
 use ipnetwork::IpNetwork;
 use serde_json::Value;
 
@@ -82,6 +82,8 @@ pub(crate) struct Desired {
 /// The backend of each family that packets between nodes can have; there is one at least.
 pub(crate) struct Backends {
     by_family: PerFamily<Box<dyn Backend>>,
+    /// The devices of families that were switched off, if there are any still.
+    obsolete: BTreeSet<LinkName>,
 }
 
 impl Backends {
@@ -129,7 +131,8 @@ impl Backends {
             let backend = self.by_family.get(family).filter(|_| own.subnet(family).is_some())?;
             Some(backend.scope(&peers(family, leases)))
         };
-        Family::ALL.into_iter().filter_map(of).fold(Scope::default(), Scope::join)
+        let obsolete = Scope { links: self.obsolete.clone(), ..Scope::default() };
+        Family::ALL.into_iter().filter_map(of).fold(obsolete, Scope::join)
     }
 
     /// Returns the state that shall be, for a node that holds `own`.
@@ -152,6 +155,31 @@ impl Desired {
         self.left_out.extend(other.left_out);
         Self { forwarding: self.forwarding.or(other.forwarding), ..self }
     }
+}
+
+/// Returns the route to a peer that needs no tunnel. Peers of vxlan and of host-gw take plain
+/// packets alike, so that a cluster can change from one to the other, node by node.
+///
+/// # Errors
+/// If there is a router in between.
+fn plain_route(underlay: &Underlay, public_ip: IpAddr) -> Result<Route, Reason> {
+    if underlay.on_link.excludes(public_ip) {
+        return Err(Reason::NotOnLink(public_ip, underlay.link));
+    }
+    Ok(Route {
+        link: underlay.link,
+        via: Some(public_ip),
+        onlink: false,
+        protocol: ROUTE_PROTOCOL,
+        source: None,
+    })
+}
+
+/// Returns the routes to peers on the interface between nodes that count as ours although flannel
+/// made them.
+fn adopted(underlay: &Underlay, peers: &[Peer<'_>]) -> Adopted {
+    let gateways = peers.iter().filter_map(|peer| peer.public_ip).collect();
+    Adopted { link: underlay.link, gateways }
 }
 
 /// Why a peer is left out.
@@ -177,6 +205,10 @@ pub(crate) enum Reason {
     BackendData(String),
     #[error("its Ethernet address is that of {0}")]
     SameMac(String),
+    #[error(
+        "its public address {0} is behind a router, where only a tunnel reaches, not on the network of {1}"
+    )]
+    NotOnLink(IpAddr, LinkName),
 }
 
 /// Why the configuration of a backend cannot be used.
@@ -188,8 +220,6 @@ pub(crate) enum BackendError {
     Json(#[from] fabric::json::Error),
     #[error("Backend.{key} {value} is out of range: want {expected}")]
     Range { key: &'static str, value: i64, expected: &'static str },
-    #[error("Backend.DirectRouting is not available: leave it out or set it to false")]
-    DirectRouting,
     #[error(
         "host-gw cannot work behind a NAT: other nodes send to {public_ip}, but the interface has \
          {ip}; use vxlan"
@@ -225,7 +255,12 @@ pub(crate) fn configure(
     if by_family.families().next().is_none() {
         return Err(BackendError::OnlyIpv4);
     }
-    Ok(Backends { by_family })
+    let off = Family::ALL.into_iter().filter(|family| networks.get(*family).is_none());
+    let obsolete = match config.kind.as_str() {
+        "vxlan" => off.filter_map(|family| vxlan::device(&config.options, family)).collect(),
+        _ => BTreeSet::new(),
+    };
+    Ok(Backends { by_family, obsolete })
 }
 
 /// Returns `None` if the backend does not carry this family.
