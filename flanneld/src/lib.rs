@@ -11,7 +11,7 @@ mod lease;
 mod store;
 
 mod backend;
-mod masquerade;
+mod rules;
 
 mod lease_command;
 
