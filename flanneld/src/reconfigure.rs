@@ -25,8 +25,8 @@ pub(crate) struct Circumstances<'a> {
 
 /// Hands on every configuration that can be used, as long as the program runs. `changed` is told
 /// when the store may hold another one.
-pub(crate) async fn follow(
-    store: &impl LeaseStore,
+pub(crate) async fn follow<S: LeaseStore>(
+    store: &S,
     changed: &Notify,
     circumstances: Circumstances<'_>,
     configs: watch::Sender<NetworkConfig>,
@@ -36,7 +36,8 @@ pub(crate) async fn follow(
         changed.notified().await;
         // A store that does not answer tells so elsewhere, and that there is something new again.
         let Ok(json) = store.network_config().await else { continue };
-        let checked = check(&json, &configs.borrow(), &circumstances);
+        let new = S::SUBNETS.parse(&json).map_err(|error| chain(&error));
+        let checked = new.and_then(|new| check(new, &configs.borrow(), &circumstances));
         match checked {
             Ok(None) => refused = None,
             Ok(Some(_)) if configs.is_closed() => return,
@@ -56,11 +57,10 @@ pub(crate) async fn follow(
 
 /// Returns the configuration if it is another one, or why it cannot be used.
 fn check(
-    json: &[u8],
+    new: NetworkConfig,
     now: &NetworkConfig,
     circumstances: &Circumstances<'_>,
 ) -> Result<Option<NetworkConfig>, String> {
-    let new = NetworkConfig::parse(json).map_err(|error| chain(&error))?;
     if new == *now {
         return Ok(None);
     }

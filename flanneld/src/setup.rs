@@ -18,7 +18,7 @@ use tracing::error;
 use crate::backend::{self, BackendError, Backends};
 use crate::config::NetworkConfig;
 use crate::external_interface::ExternalInterface;
-use crate::family::PerFamily;
+use crate::family::{Family, PerFamily};
 use crate::kernel;
 use crate::lease::Attributes;
 use crate::rules::engine::Engine;
@@ -47,7 +47,7 @@ impl Setup {
         choices: &Choices,
     ) -> Result<Self, BackendError> {
         let networks = PerFamily::from_fn(|family| Some(config.pools.get(family)?.network));
-        let mac = |device| choices.mac_of(device);
+        let mac = |family, device| choices.mac_of(family, device);
         let backends = backend::configure(&config.backend, &networks, interface, mac)?;
         Ok(Self {
             attributes: backends.attributes(interface),
@@ -62,17 +62,26 @@ impl Setup {
 /// What is chosen once and stays the same for the life of the program.
 #[derive(Default)]
 pub(crate) struct Choices {
-    /// The Ethernet addresses of devices that this node makes: those that they have, or random ones.
+    /// What the node published when it ran last, as far as the store knows.
+    published: Option<Attributes>,
+    /// The Ethernet addresses of devices that this node makes: those that they have, or had, or
+    /// random ones.
     macs: RefCell<BTreeMap<LinkName, MacAddr>>,
     /// The engine for the rules, by the administrator's word.
     engines: RefCell<BTreeMap<Option<bool>, Engine>>,
 }
 
 impl Choices {
-    fn mac_of(&self, device: LinkName) -> MacAddr {
-        let there_or_random =
-            || kernel::mac_of(device).unwrap_or_else(|| MacAddr::local(rand::random()));
-        *self.macs.borrow_mut().entry(device).or_insert_with(there_or_random)
+    /// Begins with what the node published when it ran last.
+    pub(crate) fn of(published: Option<Attributes>) -> Self {
+        Self { published, ..Self::default() }
+    }
+
+    fn mac_of(&self, family: Family, device: LinkName) -> MacAddr {
+        let published = || backend::published_mac(self.published.as_ref()?, family);
+        let known = || kernel::mac_of(device).or_else(published);
+        let choose = || known().unwrap_or_else(|| MacAddr::local(rand::random()));
+        *self.macs.borrow_mut().entry(device).or_insert_with(choose)
     }
 
     fn engine(&self, config: &NetworkConfig) -> Engine {

@@ -20,12 +20,14 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
-use super::{Decoder, LEASE_TTL, LeaseStore, StoreError};
+use super::{Decoder, LEASE_TTL, LeaseStore, SharedStore, StoreError};
+use crate::clock;
 use crate::errors::chain;
-use crate::lease::acquire::Entry;
+use crate::lease::acquire::{Entry, Request};
 use crate::lease::keeper::{Answer, Guard, Listing, Put, Renewable, Step};
 use crate::lease::table::LeaseUpdate;
 use crate::lease::{LeaseKey, wire};
+use crate::renewal::{self, Channels};
 
 /// Leases that ended are noticed at least this often.
 const EXPIRY_CHECK: Duration = Duration::from_secs(60);
@@ -96,7 +98,7 @@ impl DirectoryStore {
         }
         let revision = revision(&value, reserved);
         let listed = self.decoder.borrow_mut().decode(name, &value);
-        Ok(listed.map(|listed| Entry { listed, revision, lease: i64::from(!reserved) }))
+        Ok(listed.map(|listed| Entry { listed, revision, created: 0, lease: i64::from(!reserved) }))
     }
 
     /// Replaces the file in one step, so that nobody ever reads half of it. Whoever writes holds
@@ -207,22 +209,8 @@ impl LeaseStore for DirectoryStore {
         Err(StoreError::NoConfig { place })
     }
 
-    async fn perform(&self, step: &Step) -> Result<Answer, StoreError> {
-        match step {
-            Step::Wait(_) => Ok(Answer::Waited),
-            Step::List => Ok(Answer::Listed(Listing { entries: self.list()?, revision: 0 })),
-            // A file ends by its age, and needs nothing that could be granted or revoked.
-            Step::Grant => Ok(Answer::Granted(1)),
-            Step::Revoke(_) => Ok(Answer::Revoked),
-            Step::Put(put) => self.put(put),
-            Step::Delete { key, revision } => self.delete(key, *revision),
-            Step::KeepAlive { key, .. } => self.keep_alive(key),
-            Step::Read(key) => Ok(Answer::Read(self.entry(key)?)),
-            Step::Ages(of) => {
-                let ages = of.iter().map(|renewable| self.age(renewable));
-                Ok(Answer::Ages(ages.collect::<Result<_, _>>()?))
-            }
-        }
+    async fn keep(&self, request: Request, channels: Channels<'_>) {
+        renewal::keep(self, request, clock::since_boot, channels).await;
     }
 
     async fn watch_config(&self, changed: &Notify) {
@@ -242,6 +230,26 @@ impl LeaseStore for DirectoryStore {
                 warn!(error = %chain(&error), "leases are not watched at the moment");
             }
             sleep(RETRY).await;
+        }
+    }
+}
+
+impl SharedStore for DirectoryStore {
+    async fn perform(&self, step: &Step) -> Result<Answer, StoreError> {
+        match step {
+            Step::Wait(_) => Ok(Answer::Waited),
+            Step::List => Ok(Answer::Listed(Listing { entries: self.list()?, revision: 0 })),
+            // A file ends by its age, and needs nothing that could be granted or revoked.
+            Step::Grant => Ok(Answer::Granted(1)),
+            Step::Revoke(_) => Ok(Answer::Revoked),
+            Step::Put(put) => self.put(put),
+            Step::Delete { key, revision } => self.delete(key, *revision),
+            Step::KeepAlive { key, .. } => self.keep_alive(key),
+            Step::Read(key) => Ok(Answer::Read(self.entry(key)?)),
+            Step::Ages(of) => {
+                let ages = of.iter().map(|renewable| self.age(renewable));
+                Ok(Answer::Ages(ages.collect::<Result<_, _>>()?))
+            }
         }
     }
 }
