@@ -12,6 +12,7 @@ mod peers;
 mod routing;
 
 mod inbound;
+mod lane;
 mod outbound;
 
 mod batch;
@@ -20,6 +21,7 @@ mod merge;
 mod offload;
 mod packet;
 
+mod descriptor;
 mod socket;
 mod tun;
 
@@ -137,9 +139,16 @@ impl Backend for Udp {
         let this = This { network, own, public_ip, backend_type: "" };
         let admitted = admit(this, peers, |_| Ok(()));
         let mut desired = Desired { left_out: admitted.left_out, ..Desired::default() };
-        let peers = admitted.peers.iter();
-        let peers = peers.map(|(peer, ())| (peer.subnet.ipv4, peer.attributes.public_ip));
-        let forwarding = Forwarding { device: link, listen, own: own.ipv4, peers: peers.collect() };
+        let peers = admitted.peers.iter().map(|(peer, ())| {
+            let address = SocketAddrV4::new(peer.attributes.public_ip, listen.port());
+            (peer.subnet.ipv4.into(), address.into())
+        });
+        let forwarding = Forwarding {
+            device: link,
+            listen: vec![listen.into()],
+            own: vec![own.ipv4.into()],
+            peers: peers.collect(),
+        };
         let device = Link { mtu: Some(self.mtu), ..Link::up(LinkKind::Tun) };
         desired.state.links.insert(link, device);
         let ip = IpNetwork::new(own.ipv4.network().into(), 32).expect("32 bits fit");

@@ -48,15 +48,18 @@ pub(super) fn take() -> Kept {
 }
 
 /// Asks the supervisor to keep these from now on, instead of what it kept before.
-pub(super) fn keep<'a>(lanes: impl Iterator<Item = (BorrowedFd<'a>, BorrowedFd<'a>)>) {
+pub(super) fn keep<'a>(
+    queues: impl Iterator<Item = BorrowedFd<'a>>,
+    sockets: impl Iterator<Item = BorrowedFd<'a>>,
+) {
     let Some(supervisor) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let queues = queues.map(|fd| (QUEUE, fd));
     let done = || -> io::Result<()> {
         for name in [QUEUE, SOCKET] {
             tell(&supervisor, &format!("FDSTOREREMOVE=1\nFDNAME={name}"), None)?;
         }
-        for (queue, socket) in lanes {
-            tell(&supervisor, &format!("FDSTORE=1\nFDNAME={QUEUE}"), Some(queue))?;
-            tell(&supervisor, &format!("FDSTORE=1\nFDNAME={SOCKET}"), Some(socket))?;
+        for (name, fd) in queues.chain(sockets.map(|fd| (SOCKET, fd))) {
+            tell(&supervisor, &format!("FDSTORE=1\nFDNAME={name}"), Some(fd))?;
         }
         Ok(())
     };

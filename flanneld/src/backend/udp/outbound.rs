@@ -1,19 +1,19 @@
 //! From the device to the underlay.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::batch::Batch;
+use super::batch::{self, Batch};
 use super::counters::Drop;
-use super::datapath::Lane;
 use super::icmp::{self, ANSWER_MAX, Limit, Message};
+use super::lane::Lane;
 use super::offload::{Cut, VNET_HEADER, VnetHeader, complete_checksum};
-use super::packet::{Packet, decrement_ttl};
+use super::packet::{Packet, Version, decrement_ttl};
 use super::routing::View;
-use super::socket::{Features, Sender, path_mtu};
+use super::socket::{Sender, path_mtu};
 
 /// The sending half of a lane.
 pub(super) struct Outbound {
@@ -25,8 +25,7 @@ pub(super) struct Outbound {
 }
 
 impl Outbound {
-    pub(super) fn new(lane: Arc<Lane>, view: View, features: Features) -> Self {
-        let sender = Sender::new(view.routing().port, features);
+    pub(super) fn new(lane: Arc<Lane>, view: View, sender: Sender) -> Self {
         let limit = Limit::new(Instant::now());
         Self { lane, view, batch: Batch::new(), sender, limit }
     }
@@ -52,7 +51,7 @@ impl Outbound {
     fn accept(&mut self, len: usize) {
         let range = self.batch.keep(len);
         if let Err(reason) = self.admit(range) {
-            self.lane.drops.count(reason);
+            self.lane.drops.add(reason, 1);
         }
     }
 
@@ -72,12 +71,12 @@ impl Outbound {
             return Err(Drop::TimeExceeded);
         }
         if vnet.gso_type == VnetHeader::GSO_NONE {
-            peer.traffic.count_sent(1, range.len());
+            peer.traffic.sent.add(1, range.len());
             decrement_ttl(&mut self.batch.bytes_mut()[range.clone()]);
             self.push_whole(vnet, to, range)
         } else {
             let cut = Cut::new(vnet, &packet).ok_or(Drop::Malformed)?;
-            peer.traffic.count_sent(cut.count(), range.len());
+            peer.traffic.sent.add(cut.count(), range.len());
             decrement_ttl(&mut self.batch.bytes_mut()[range.clone()]);
             self.push_cut(cut, to, &range);
             Ok(())
@@ -87,7 +86,7 @@ impl Outbound {
     fn push_whole(
         &mut self,
         vnet: VnetHeader,
-        to: Ipv4Addr,
+        to: SocketAddr,
         range: Range<usize>,
     ) -> Result<(), Drop> {
         if !complete_checksum(vnet, &mut self.batch.bytes_mut()[range.clone()]) {
@@ -100,7 +99,7 @@ impl Outbound {
         Ok(())
     }
 
-    fn push_cut(&mut self, cut: Cut, to: Ipv4Addr, range: &Range<usize>) {
+    fn push_cut(&mut self, cut: Cut, to: SocketAddr, range: &Range<usize>) {
         for index in 0..cut.count() {
             if self.batch.is_full() {
                 self.flush();
@@ -116,11 +115,12 @@ impl Outbound {
     fn tell(&mut self, packet: &Range<usize>, message: Message) {
         let Some(packet) = Packet::parse(&self.batch.bytes()[packet.clone()]) else { return };
         let routing = self.view.routing();
-        if !routing.own.contains(packet.source()) || !self.limit.allows(Instant::now()) {
+        if !routing.is_own(packet.source()) || !self.limit.allows(Instant::now()) {
             return;
         }
+        let Some(own) = routing.address_towards(packet.source()) else { return };
         let mut buffer = [0; ANSWER_MAX];
-        if let Some(len) = icmp::answer(message, routing.address(), &packet, &mut buffer) {
+        if let Some(len) = icmp::answer(message, own, &packet, &mut buffer) {
             self.deliver(&buffer[..len]);
         }
     }
@@ -137,15 +137,25 @@ impl Outbound {
 
     fn flush(&mut self) {
         let mut too_big = None;
-        self.sender.send(&self.lane.socket, &self.batch, |message, error| {
-            // Too big to be cut by the kernel, which sends it all the same, in fragments.
-            if message.datagrams > 1 && error.raw_os_error() == Some(libc::EMSGSIZE) {
-                too_big = Some(message.clone());
-            } else {
+        let peers = &self.view.routing().peers;
+        let same_family = |a: &batch::Message, b: &batch::Message| a.to.is_ipv4() == b.to.is_ipv4();
+        for messages in self.batch.messages().chunk_by(same_family) {
+            let version = Version::from(messages[0].to.ip());
+            // Peers without a family that we have are no peers.
+            let Some(socket) = self.lane.socket(version) else { continue };
+            self.sender.send(socket, &self.batch, messages, |message, error| {
+                // Too big to be cut by the kernel, which sends it all the same, in fragments.
+                if message.datagrams > 1 && error.raw_os_error() == Some(libc::EMSGSIZE) {
+                    too_big = Some(message.clone());
+                    return;
+                }
                 self.lane.drops.add(Drop::SendFailed, message.datagrams);
+                if let Some(peer) = peers.at(message.to) {
+                    peer.traffic.dropped.add(Drop::SendFailed, message.datagrams);
+                }
                 tracing::trace!(to = %message.to, %error, "datagrams were not sent");
-            }
-        });
+            });
+        }
         if let Some(message) = too_big {
             self.tell_too_big(&message);
         }
@@ -153,8 +163,7 @@ impl Outbound {
     }
 
     /// Tells a sender that could use smaller packets that its packets become fragments.
-    fn tell_too_big(&mut self, message: &super::batch::Message) {
-        const OVERHEAD: u16 = 28;
+    fn tell_too_big(&mut self, message: &batch::Message) {
         let mut bytes = [0; ANSWER_MAX];
         let mut len = 0;
         for piece in self.batch.pieces(message).take(2) {
@@ -164,19 +173,28 @@ impl Outbound {
         }
         let routing = self.view.routing();
         let Some(packet) = Packet::parse_beginning(&bytes[..len]) else { return };
-        let is_ours = routing.own.contains(packet.source()) && packet.dont_fragment();
+        let is_ours = routing.is_own(packet.source()) && packet.dont_fragment();
         if !is_ours || !self.limit.allows(Instant::now()) {
             return;
         }
-        let mtu = path_mtu(SocketAddrV4::new(message.to, routing.port));
-        let Some(mtu) = mtu.and_then(|mtu| mtu.checked_sub(OVERHEAD)) else { return };
+        let mtu = path_mtu(message.to).and_then(|mtu| mtu.checked_sub(overhead(message.to.ip())));
+        let (Some(mtu), Some(own)) = (mtu, routing.address_towards(packet.source())) else {
+            return;
+        };
         if usize::from(mtu) >= message.segment {
             return;
         }
         let mut buffer = [0; ANSWER_MAX];
-        let answer = Message::TooBig(mtu);
-        if let Some(len) = icmp::answer(answer, routing.address(), &packet, &mut buffer) {
+        if let Some(len) = icmp::answer(Message::TooBig(mtu), own, &packet, &mut buffer) {
             self.deliver(&buffer[..len]);
         }
+    }
+}
+
+/// What the outer headers add.
+const fn overhead(to: IpAddr) -> u16 {
+    match to {
+        IpAddr::V4(_) => 28,
+        IpAddr::V6(_) => 48,
     }
 }

@@ -1,27 +1,32 @@
 //! What the threads of the data path look up, published whole.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use ipnetwork::Ipv4Network;
+use ipnetwork::IpNetwork;
 
 use super::peers::PeerTable;
 
 /// Who we are and who the others are.
 #[derive(Debug)]
 pub(super) struct Routing {
-    /// Our subnet; its first address is that of the device.
-    pub(super) own: Ipv4Network,
-    /// The UDP port of every node.
-    pub(super) port: u16,
+    /// Our subnets, one for each family that we have; their first addresses are those of the
+    /// device.
+    pub(super) own: Vec<IpNetwork>,
     pub(super) peers: PeerTable,
 }
 
 impl Routing {
-    /// The address that we speak with ourselves.
-    pub(super) fn address(&self) -> Ipv4Addr {
-        self.own.network()
+    /// Whether an inner address is one of ours.
+    pub(super) fn is_own(&self, address: IpAddr) -> bool {
+        self.own.iter().any(|subnet| subnet.contains(address))
+    }
+
+    /// The address that we speak with to another of the same family.
+    pub(super) fn address_towards(&self, other: IpAddr) -> Option<IpAddr> {
+        let own = self.own.iter().map(IpNetwork::network);
+        own.into_iter().find(|address| address.is_ipv4() == other.is_ipv4())
     }
 }
 

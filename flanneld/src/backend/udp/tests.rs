@@ -86,7 +86,7 @@ fn peers_are_who_speaks_this_way_and_makes_sense() {
     let peers = desired.forwarding.unwrap().peers;
     let peers: Vec<_> =
         peers.iter().map(|(subnet, address)| format!("{subnet} {address}")).collect();
-    assert_eq!(peers, ["10.244.2.0/24 198.51.100.2", "10.244.6.0/23 198.51.100.6"]);
+    assert_eq!(peers, ["10.244.2.0/24 198.51.100.2:8285", "10.244.6.0/23 198.51.100.6:8285"]);
     let left_out: Vec<_> =
         desired.left_out.iter().map(|(key, reason)| format!("{key}: {reason}")).collect();
     assert_eq!(
