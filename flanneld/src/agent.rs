@@ -151,6 +151,7 @@ async fn serve(
     };
     let (device, underlay) = (backend.device(), interface.name);
     let kernel = Kernel::start().map_err(system("start the thread that speaks to the kernel"))?;
+    let traffic = kernel::log_traffic_on_signal(kernel.clone());
     let node = Node { backend, network, rules, subnet_file: options.subnet_file, kernel };
 
     let (updates, leases) = mpsc::channel(UPDATES);
@@ -179,6 +180,7 @@ async fn serve(
         () = reconciler::run(node, channels) => Ok(()),
         () = readdress::follow(&options.interface, interface, moved) => Ok(()),
         () = notify_supervisor(is_ready) => Ok(()),
+        ended = traffic => ended.map_err(system("listen for SIGUSR1")),
     }
 }
 

@@ -13,6 +13,7 @@ use fabric::netlink::{ApplyError, NetlinkError, Report, Scope, Socket, converge}
 use fabric::netstate::NetState;
 use fabric::packet_filter::nft::Nft;
 use fabric::packet_filter::{self, Ruleset};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use tracing::debug;
 
@@ -48,21 +49,35 @@ impl Outcome {
     }
 }
 
+/// What the applier thread is asked for.
+enum Request {
+    MakeTrue(Wanted, oneshot::Sender<Outcome>),
+    LogTraffic,
+}
+
 /// The way to the applier thread.
+#[derive(Clone)]
 pub(crate) struct Kernel {
-    requests: blocking::Sender<(Wanted, oneshot::Sender<Outcome>)>,
+    requests: blocking::Sender<Request>,
 }
 
 impl Kernel {
-    /// Starts the thread, in the network namespace of this one. It ends with this value.
+    /// Starts the thread, in the network namespace of this one. It ends with this value and all
+    /// clones of it.
     pub(crate) fn start() -> std::io::Result<Self> {
         let mut socket = Socket::open()?;
-        let (requests, queue) = blocking::channel::<(Wanted, oneshot::Sender<Outcome>)>();
+        let (requests, queue) = blocking::channel();
         let serve = move || {
-            let mut data_path = None;
-            for (wanted, reply) in queue {
-                // Nobody waits for the answer when the program is ending.
-                let _nobody_waits = reply.send(make_true(&mut socket, &mut data_path, wanted));
+            let mut data_paths = Vec::new();
+            for request in queue {
+                match request {
+                    Request::MakeTrue(wanted, reply) => {
+                        let outcome = make_true(&mut socket, &mut data_paths, wanted);
+                        // Nobody waits for the answer when the program is ending.
+                        let _nobody_waits = reply.send(outcome);
+                    }
+                    Request::LogTraffic => data_paths.iter().for_each(DataPath::log_traffic),
+                }
             }
         };
         thread::Builder::new().name("kernel".to_owned()).spawn(serve)?;
@@ -72,7 +87,7 @@ impl Kernel {
     /// Makes it so, as far as the kernel lets us.
     pub(crate) async fn make_true(&self, wanted: Wanted) -> Outcome {
         let (reply, outcome) = oneshot::channel();
-        let sent = self.requests.send((wanted, reply));
+        let sent = self.requests.send(Request::MakeTrue(wanted, reply));
         match (sent, outcome.await) {
             (Ok(()), Ok(outcome)) => outcome,
             _ => Outcome {
@@ -83,7 +98,17 @@ impl Kernel {
     }
 }
 
-fn make_true(socket: &mut Socket, data_path: &mut Option<DataPath>, wanted: Wanted) -> Outcome {
+/// Logs, whenever SIGUSR1 comes, what this program itself carried for each peer.
+pub(crate) async fn log_traffic_on_signal(kernel: Kernel) -> std::io::Result<()> {
+    let mut signals = signal(SignalKind::user_defined1())?;
+    while signals.recv().await.is_some() {
+        // Nobody answers any more only when the program is ending.
+        let _ending = kernel.requests.send(Request::LogTraffic);
+    }
+    Ok(())
+}
+
+fn make_true(socket: &mut Socket, data_paths: &mut Vec<DataPath>, wanted: Wanted) -> Outcome {
     let start = Instant::now();
     let mut outcome = Outcome::default();
     match converge(socket, &wanted.scope, &wanted.state) {
@@ -102,7 +127,7 @@ fn make_true(socket: &mut Socket, data_path: &mut Option<DataPath>, wanted: Want
         Err(error) => outcome.node_failures.push(chain(&error)),
     }
     if let Some(forwarding) = wanted.forwarding
-        && let Err(error) = DataPath::ensure(data_path, forwarding)
+        && let Err(error) = DataPath::ensure(data_paths, forwarding)
     {
         outcome.node_failures.push(chain(&error));
     }

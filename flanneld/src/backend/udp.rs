@@ -145,8 +145,8 @@ impl Backend for Udp {
         });
         let forwarding = Forwarding {
             device: link,
-            listen: vec![listen.into()],
-            own: vec![own.ipv4.into()],
+            listen: listen.into(),
+            own: own.ipv4.into(),
             peers: peers.collect(),
         };
         let device = Link { mtu: Some(self.mtu), ..Link::up(LinkKind::Tun) };

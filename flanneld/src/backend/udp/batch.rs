@@ -8,8 +8,9 @@ use super::offload::{HEADERS_MAX, VNET_HEADER};
 
 /// The longest packet that the device gives us, with its header.
 const READ_MAX: usize = VNET_HEADER + 65_536;
-/// Where packets are read to: one segment, and many small packets behind each other.
-const READ_AREA: usize = 2 * READ_MAX;
+/// Where packets are read to: some segments, or many small packets behind each other. The datagrams
+/// of several segments fill more messages to the brim than those of one.
+const READ_AREA: usize = 4 * READ_MAX;
 /// Where the headers of cut packets are written.
 const HEADER_AREA: usize = DATAGRAMS_MAX * HEADERS_MAX;
 /// So many datagrams are sent in one go.

@@ -1,20 +1,20 @@
 //! The threads that carry packets, and what they share.
 //!
 //! ```text
-//! pods ─▶ flannel0 ─queue─▶ Outbound ─▶ UDP sockets ─▶ underlay     } a lane,
-//! pods ◀─ flannel0 ◀─queue─ Inbound ◀── UDP sockets ◀── underlay    } several of them
+//! pods ─▶ flannel0 ─queue─▶ Outbound ─▶ UDP socket ─▶ underlay     } a lane,
+//! pods ◀─ flannel0 ◀─queue─ Inbound ◀── UDP socket ◀── underlay    } several of them
 //! ```
 //!
 //! ```text
 //! applier thread: Forwarding ─▶ Routing, published whole ─▶ all threads
 //! ```
 //!
-//! Each lane has a thread, a queue of the device and sockets of its own; the kernel spreads flows
+//! Each lane has a thread, a queue of the device and a socket of its own; the kernel spreads flows
 //! over the queues and peers over the sockets. The threads end with the program. The device stays.
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::thread;
 
@@ -35,15 +35,15 @@ use super::tun::{Offload, Queue};
 /// More lanes than this would only cost memory: one carries several gigabits a second.
 const LANES_MAX: usize = 8;
 
-/// What shall be carried where.
+/// What shall be carried where, of one family.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Forwarding {
     /// The TUN device.
     pub(crate) device: LinkName,
-    /// Where peers send to: one address for each family of the underlay.
-    pub(crate) listen: Vec<SocketAddr>,
-    /// Our subnets, one for each family of pods.
-    pub(crate) own: Vec<IpNetwork>,
+    /// Where peers send to.
+    pub(crate) listen: SocketAddr,
+    /// Our subnet.
+    pub(crate) own: IpNetwork,
     /// The subnets of the others, and where they listen.
     pub(crate) peers: Vec<(IpNetwork, SocketAddr)>,
 }
@@ -71,11 +71,13 @@ pub(crate) enum DataPathError {
         #[source]
         source: io::Error,
     },
+    #[error("cannot make a pipe")]
+    Pipe(#[source] io::Error),
     #[error("cannot start a thread for packets")]
     Thread(#[source] io::Error),
 }
 
-/// The running data path; there is at most one, and the applier thread owns it.
+/// The running data path of a device; the applier thread owns it.
 #[derive(Debug)]
 pub(crate) struct DataPath {
     forwarding: Forwarding,
@@ -97,18 +99,17 @@ impl Wishes {
 }
 
 impl DataPath {
-    /// Makes it so, and starts what is not running yet. The device must be there.
+    /// Makes it so, and starts what is not running yet. The devices must be there.
     pub(crate) fn ensure(
-        running: &mut Option<Self>,
+        running: &mut Vec<Self>,
         forwarding: Forwarding,
     ) -> Result<(), DataPathError> {
-        match running {
-            Some(data_path) => data_path.make_true(forwarding),
-            None => {
-                *running = Some(Self::start(forwarding, Wishes::everything())?);
-                Ok(())
-            }
+        let device = forwarding.device;
+        match running.iter_mut().find(|data_path| data_path.forwarding.device == device) {
+            Some(data_path) => data_path.make_true(forwarding)?,
+            None => running.push(Self::start(forwarding, Wishes::everything())?),
         }
+        Ok(())
     }
 
     /// Starts as many lanes as are wished for and the device has queues.
@@ -121,7 +122,7 @@ impl DataPath {
             drops: Arc::default(),
             reported: Drops::default().to_string(),
         };
-        let mut kept = handover::take();
+        let mut kept = handover::take(this.forwarding.device);
         let mut features = Features::ALL;
         while this.lanes.len() < wishes.lanes {
             match this.open_lane(wishes, &mut kept) {
@@ -146,22 +147,18 @@ impl DataPath {
         wishes: Wishes,
         kept: &mut Kept,
     ) -> Result<(Lane, Features), DataPathError> {
-        let device = self.forwarding.device;
-        let open = || Queue::open(device, wishes.offload);
+        let Forwarding { device, listen: address, .. } = self.forwarding;
         // What a predecessor left may be of a device that is gone, or of another address.
-        let adopted = kept.queues.pop().and_then(|fd| Queue::adopt(fd, device, wishes.offload).ok());
-        let queue = adopted.map_or_else(open, Ok);
+        let adopted =
+            kept.queues.pop().and_then(|fd| Queue::adopt(fd, device, wishes.offload).ok());
+        let queue = adopted.map_or_else(|| Queue::open(device, wishes.offload), Ok);
         let queue = queue.map_err(|source| DataPathError::Queue { device, source })?;
-        let mut features = wishes.features;
-        let mut sockets = Vec::new();
-        for address in self.forwarding.listen.iter().copied() {
-            let adopted = adopt_socket(&mut kept.sockets, address);
-            let socket = adopted.map_or_else(|| socket::open(address), Ok);
-            let socket = socket.map_err(|source| DataPathError::Socket { address, source })?;
-            features = features.enable(&socket);
-            sockets.push((address.ip().into(), socket));
-        }
-        Ok((Lane { queue, sockets, drops: Arc::clone(&self.drops) }, features))
+        let adopted = kept.sockets.pop().and_then(|fd| socket::adopt(fd, address));
+        let socket = adopted.map_or_else(|| socket::open(address), Ok);
+        let socket = socket.map_err(|source| DataPathError::Socket { address, source })?;
+        let features = wishes.features.enable(&socket);
+        let lane = Lane::new(queue, socket, Arc::clone(&self.drops));
+        Ok((lane.map_err(DataPathError::Pipe)?, features))
     }
 
     fn carry(
@@ -174,39 +171,36 @@ impl DataPath {
         // The halves are made by their thread, because their buffers point into each other.
         let carry = move || {
             let view = || View::new(Arc::clone(&published));
-            let inbound = |socket| Inbound::new(Arc::clone(&lane), socket, view());
-            let inbound = (0..lane.sockets.len()).map(inbound).collect();
+            let inbound = Inbound::new(Arc::clone(&lane), view());
             let outbound = Outbound::new(Arc::clone(&lane), view(), Sender::new(features.cuts));
             lane.carry(outbound, inbound);
         };
-        let thread = thread::Builder::new().name(format!("udp-{index}"));
+        let thread = thread::Builder::new().name(format!("{}-{index}", self.forwarding.device));
         thread.spawn(carry).map(drop).map_err(DataPathError::Thread)
     }
 
     fn say_how(&self, wishes: Wishes, features: Features) {
         let Features { cuts, merges } = features;
         let Some(offload) = self.lanes.first().map(|lane| lane.queue.offload()) else { return };
-        let lanes = self.lanes.len();
-        info!(lanes, ?offload, cuts, merges, "packets are carried");
+        let (device, lanes) = (self.forwarding.device, self.lanes.len());
+        info!(%device, lanes, ?offload, cuts, merges, "packets are carried");
         if lanes < wishes.lanes {
-            warn!(lanes, "the device has no more queues; delete it, and a better one is made");
+            warn!(%device, "the device has no more queues; delete it, and a better one is made");
         }
         if offload != Offload::TcpAndUdp || features != Features::ALL {
-            warn!("the kernel does not do everything for packets that it could; this costs speed");
+            warn!(%device, "the kernel does not do everything for packets that it could; this costs speed");
         }
     }
 
     fn keep(&self) {
-        let sockets = self.lanes.iter().flat_map(|lane| &lane.sockets);
-        handover::keep(
-            self.lanes.iter().map(|lane| lane.queue.as_fd()),
-            sockets.map(|(_, socket)| socket.as_fd()),
-        );
+        let queues = self.lanes.iter().map(|lane| lane.queue.as_fd());
+        let sockets = self.lanes.iter().map(|lane| lane.socket.as_fd());
+        handover::keep(self.forwarding.device, queues, sockets);
     }
 
     /// Takes up peers that are new, the device if it was made anew, and addresses that changed.
     fn make_true(&mut self, forwarding: Forwarding) -> Result<(), DataPathError> {
-        if self.reattach(forwarding.device)? | self.rebind(&forwarding.listen)? {
+        if self.reattach(forwarding.device)? | self.rebind(forwarding.listen)? {
             self.keep();
         }
         if self.forwarding != forwarding {
@@ -228,19 +222,15 @@ impl DataPath {
         Ok(!lost.is_empty())
     }
 
-    fn rebind(&self, listen: &[SocketAddr]) -> Result<bool, DataPathError> {
-        let mut changed = false;
-        for (_, socket) in self.lanes.iter().flat_map(|lane| &lane.sockets) {
-            let Ok(own) = socket.local_addr() else { continue };
-            let same_family = listen.iter().find(|address| address.is_ipv4() == own.is_ipv4());
-            let Some(address) = same_family.copied().filter(|address| *address != own) else {
-                continue;
-            };
-            let rebound = socket::rebind(socket, address);
-            rebound.map_err(|source| DataPathError::Socket { address, source })?;
-            changed = true;
+    fn rebind(&self, address: SocketAddr) -> Result<bool, DataPathError> {
+        if self.forwarding.listen == address {
+            return Ok(false);
         }
-        Ok(changed)
+        for lane in &self.lanes {
+            let rebound = lane.rebind(address);
+            rebound.map_err(|source| DataPathError::Socket { address, source })?;
+        }
+        Ok(true)
     }
 
     fn report(&mut self) {
@@ -257,13 +247,8 @@ impl DataPath {
             let (sent, received, dropped) = (&traffic.sent, &traffic.received, &traffic.dropped);
             info!(%subnet, via = %address, %sent, %received, %dropped, "traffic of a peer");
         }
-        info!(dropped = %self.drops, "traffic of all");
+        info!(device = %self.forwarding.device, dropped = %self.drops, "traffic of all peers");
     }
-}
-
-fn adopt_socket(kept: &mut Vec<OwnedFd>, address: SocketAddr) -> Option<std::net::UdpSocket> {
-    let place = kept.iter().position(|fd| socket::is_bound_to(fd, address))?;
-    Some(kept.swap_remove(place).into())
 }
 
 /// Counters of peers that stay are carried over.
@@ -274,7 +259,10 @@ fn routing(forwarding: &Forwarding, before: Option<&PeerTable>) -> Routing {
         Endpoint { subnet: *subnet, address: *address, traffic }
     };
     Routing {
-        own: forwarding.own.clone(),
+        own: forwarding.own,
         peers: PeerTable::new(forwarding.peers.iter().map(endpoint).collect()),
     }
 }
+
+#[cfg(test)]
+mod tests;

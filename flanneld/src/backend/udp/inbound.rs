@@ -1,7 +1,7 @@
 //! From the underlay to the device.
 
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
@@ -15,11 +15,9 @@ use super::packet::{Packet, decrement_ttl};
 use super::routing::View;
 use super::socket::Receiver;
 
-/// The receiving half of a lane, for one of its sockets.
+/// The receiving half of a lane.
 pub(super) struct Inbound {
     lane: Arc<Lane>,
-    /// Which of the sockets of the lane.
-    socket: usize,
     view: View,
     receiver: Receiver,
     /// The packets that follow each other, not written yet.
@@ -30,10 +28,10 @@ pub(super) struct Inbound {
 }
 
 impl Inbound {
-    pub(super) fn new(lane: Arc<Lane>, socket: usize, view: View) -> Self {
+    pub(super) fn new(lane: Arc<Lane>, view: View) -> Self {
         let pieces = Vec::with_capacity(PACKETS_MAX);
         let limit = Limit::new(Instant::now());
-        Self { lane, socket, view, receiver: Receiver::new(), run: None, pieces, limit }
+        Self { lane, view, receiver: Receiver::new(), run: None, pieces, limit }
     }
 
     /// Carries the packets that are there.
@@ -41,7 +39,7 @@ impl Inbound {
     /// # Errors
     /// With `WouldBlock` if there is none.
     pub(super) fn step(&mut self) -> io::Result<()> {
-        let count = self.receiver.receive(&self.lane.sockets[self.socket].1)?;
+        let count = self.receiver.receive(&self.lane.socket)?;
         self.view.refresh();
         for index in 0..count {
             self.accept_message(index);
@@ -73,7 +71,7 @@ impl Inbound {
             let known = routing.peers.at(from).is_some();
             return Err(if known { Drop::ForeignSource } else { Drop::UnknownSender });
         };
-        if !routing.is_own(packet.destination()) {
+        if !routing.own.contains(packet.destination()) {
             return Err(Drop::ForeignDestination);
         }
         peer.traffic.received.add(1, packet.bytes().len());
@@ -130,16 +128,9 @@ impl Inbound {
             return;
         }
         let mut buffer = [0; ANSWER_MAX];
-        let own = self.view.routing().address_towards(packet.source());
-        let answer = own.and_then(|own| {
-            icmp::answer(Message::TimeExceeded, own, &packet, &mut buffer)
-        });
-        if let Some(len) = answer {
-            let _best_effort = self.socket().send_to(&buffer[..len], from);
+        let address = self.view.routing().address();
+        if let Some(len) = icmp::answer(Message::TimeExceeded, address, &packet, &mut buffer) {
+            let _best_effort = self.lane.socket.send_to(&buffer[..len], from);
         }
-    }
-
-    fn socket(&self) -> &UdpSocket {
-        &self.lane.sockets[self.socket].1
     }
 }

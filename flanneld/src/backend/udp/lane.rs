@@ -1,71 +1,138 @@
-//! A lane: one queue of the device, one socket for each family, and the thread that carries packets
-//! between them.
+//! A lane: one queue of the device, one socket, and the thread that carries packets between them.
 
-use std::io::{self, ErrorKind};
-use std::net::UdpSocket;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::io::{self, ErrorKind, PipeReader, PipeWriter, Read, Write};
+use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::counters::Drops;
 use super::inbound::Inbound;
 use super::outbound::Outbound;
-use super::packet::Version;
+use super::socket;
 use super::tun::Queue;
 
 /// After an error that may stay: the device is gone until it is made anew.
 const ERROR_PAUSE: Duration = Duration::from_millis(5);
 
-/// What the halves of a lane share.
+/// What both halves of a lane share.
 #[derive(Debug)]
 pub(super) struct Lane {
     pub(super) queue: Queue,
-    /// One for each family that the underlay has; at least one.
-    pub(super) sockets: Vec<(Version, UdpSocket)>,
+    pub(super) socket: UdpSocket,
     pub(super) drops: Arc<Drops>,
+    /// Wakes the thread.
+    waker: PipeWriter,
+    woken: PipeReader,
 }
 
 impl Lane {
-    /// Carries packets as long as the program runs, in all directions in turn.
+    pub(super) fn new(queue: Queue, socket: UdpSocket, drops: Arc<Drops>) -> io::Result<Self> {
+        let (woken, waker) = io::pipe()?;
+        Ok(Self { queue, socket, drops, waker, woken })
+    }
+
+    /// Receives at another address from now on.
+    pub(super) fn rebind(&self, address: SocketAddr) -> io::Result<()> {
+        socket::rebind(&self.socket, address)?;
+        // Otherwise the thread would go on to wait for packets of the socket that is gone.
+        (&self.waker).write_all(&[1])
+    }
+
+    /// Carries packets as long as the program runs, in both directions in turn.
     ///
-    /// One thread for all, because replies usually follow requests: it is awake already, and on
+    /// One thread for both, because replies usually follow requests: it is awake already, and on
     /// the right processor.
-    pub(super) fn carry(&self, mut outbound: Outbound, mut inbound: Vec<Inbound>) {
-        let mut fds: Vec<_> =
-            self.fds().map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+    pub(super) fn carry(&self, mut outbound: Outbound, mut inbound: Inbound) {
+        let mut patience = Patience::default();
         loop {
-            let there = outbound.step();
-            let back = inbound.iter_mut().map(Inbound::step);
-            match back.fold(there, better) {
-                Ok(()) => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    // What is there is found by reading; what is wrong too.
-                    let _readiness = poll(&mut fds, PollTimeout::NONE);
+            match (outbound.step(), inbound.step()) {
+                (Err(there), Err(back)) => {
+                    let nothing = [there, back].iter().all(|e| e.kind() == ErrorKind::WouldBlock);
+                    if nothing {
+                        patience.wait(|| self.sleep());
+                    } else {
+                        thread::park_timeout(ERROR_PAUSE);
+                    }
                 }
-                Err(_) => thread::park_timeout(ERROR_PAUSE),
+                _ => patience.rewarded(),
             }
         }
     }
 
-    /// Returns the socket for a family of the underlay.
-    pub(super) fn socket(&self, version: Version) -> Option<&UdpSocket> {
-        self.sockets.iter().find(|(other, _)| *other == version).map(|(_, socket)| socket)
-    }
-
-    fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        let sockets = self.sockets.iter().map(|(_, socket)| socket.as_fd());
-        std::iter::once(self.queue.as_fd()).chain(sockets)
+    fn sleep(&self) {
+        let interest = |fd| PollFd::new(fd, PollFlags::POLLIN);
+        let mut fds = [self.queue.as_fd(), self.socket.as_fd(), self.woken.as_fd()].map(interest);
+        // What is there is found by reading; what is wrong too.
+        let _readiness = poll(&mut fds, PollTimeout::NONE);
+        if fds[2].any() == Some(true) {
+            let _once = (&self.woken).read(&mut [0]);
+        }
     }
 }
 
-/// Progress counts for more than a failure, and a failure for more than nothing to do.
-fn better(one: io::Result<()>, other: io::Result<()>) -> io::Result<()> {
-    match (one, other) {
-        (Ok(()), _) | (_, Ok(())) => Ok(()),
-        (Err(one), Err(other)) if one.kind() == ErrorKind::WouldBlock => Err(other),
-        (Err(one), Err(_)) => Err(one),
+/// For how long a thread without packets looks for more before it sleeps. Being woken takes longer
+/// than carrying a packet, so that it pays to look where the next one comes soon; where it does
+/// not, nothing is spent on it. The kernel decides so about virtual processors
+/// (`Documentation/virt/kvm/halt-polling.rst`).
+#[derive(Debug, Default)]
+struct Patience {
+    window: Duration,
+    since: Option<Instant>,
+}
+
+impl Patience {
+    const FIRST: Duration = Duration::from_micros(10);
+    const MAX: Duration = Duration::from_micros(100);
+
+    /// Notes that there was something.
+    const fn rewarded(&mut self) {
+        self.since = None;
+    }
+
+    /// Gives way to others once, or sleeps if that was done for long enough.
+    fn wait(&mut self, sleep: impl FnOnce()) {
+        let since = *self.since.get_or_insert_with(Instant::now);
+        if since.elapsed() < self.window {
+            thread::yield_now();
+        } else {
+            sleep();
+            self.learn(since.elapsed());
+            self.since = None;
+        }
+    }
+
+    /// Takes note that nothing came for so long.
+    fn learn(&mut self, silence: Duration) {
+        self.window = if silence > Self::MAX {
+            Duration::ZERO
+        } else {
+            (self.window * 2).clamp(Self::FIRST, Self::MAX)
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn looking_for_packets_is_worth_it_only_where_they_come_soon() {
+        let mut patience = Patience::default();
+        let windows: Vec<_> = (0..5)
+            .map(|_| {
+                patience.learn(Duration::from_micros(60));
+                patience.window.as_micros()
+            })
+            .collect();
+        assert_eq!(windows, [10, 20, 40, 80, 100]);
+        patience.learn(Duration::from_millis(1));
+        assert_eq!(patience.window, Duration::ZERO);
+        let mut slept = false;
+        patience.wait(|| slept = true);
+        assert!(slept);
     }
 }

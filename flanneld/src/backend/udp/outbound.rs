@@ -11,7 +11,7 @@ use super::counters::Drop;
 use super::icmp::{self, ANSWER_MAX, Limit, Message};
 use super::lane::Lane;
 use super::offload::{Cut, VNET_HEADER, VnetHeader, complete_checksum};
-use super::packet::{Packet, Version, decrement_ttl};
+use super::packet::{Packet, decrement_ttl};
 use super::routing::View;
 use super::socket::{Sender, path_mtu};
 
@@ -115,12 +115,11 @@ impl Outbound {
     fn tell(&mut self, packet: &Range<usize>, message: Message) {
         let Some(packet) = Packet::parse(&self.batch.bytes()[packet.clone()]) else { return };
         let routing = self.view.routing();
-        if !routing.is_own(packet.source()) || !self.limit.allows(Instant::now()) {
+        if !routing.own.contains(packet.source()) || !self.limit.allows(Instant::now()) {
             return;
         }
-        let Some(own) = routing.address_towards(packet.source()) else { return };
         let mut buffer = [0; ANSWER_MAX];
-        if let Some(len) = icmp::answer(message, own, &packet, &mut buffer) {
+        if let Some(len) = icmp::answer(message, routing.address(), &packet, &mut buffer) {
             self.deliver(&buffer[..len]);
         }
     }
@@ -137,25 +136,19 @@ impl Outbound {
 
     fn flush(&mut self) {
         let mut too_big = None;
-        let peers = &self.view.routing().peers;
-        let same_family = |a: &batch::Message, b: &batch::Message| a.to.is_ipv4() == b.to.is_ipv4();
-        for messages in self.batch.messages().chunk_by(same_family) {
-            let version = Version::from(messages[0].to.ip());
-            // Peers without a family that we have are no peers.
-            let Some(socket) = self.lane.socket(version) else { continue };
-            self.sender.send(socket, &self.batch, messages, |message, error| {
-                // Too big to be cut by the kernel, which sends it all the same, in fragments.
-                if message.datagrams > 1 && error.raw_os_error() == Some(libc::EMSGSIZE) {
-                    too_big = Some(message.clone());
-                    return;
-                }
-                self.lane.drops.add(Drop::SendFailed, message.datagrams);
-                if let Some(peer) = peers.at(message.to) {
-                    peer.traffic.dropped.add(Drop::SendFailed, message.datagrams);
-                }
-                tracing::trace!(to = %message.to, %error, "datagrams were not sent");
-            });
-        }
+        let Self { sender, lane, batch, view, .. } = self;
+        sender.send(&lane.socket, batch, |message, error| {
+            // Too big to be cut by the kernel, which sends it all the same, in fragments.
+            if message.datagrams > 1 && error.raw_os_error() == Some(libc::EMSGSIZE) {
+                too_big = Some(message.clone());
+                return;
+            }
+            lane.drops.add(Drop::SendFailed, message.datagrams);
+            if let Some(peer) = view.routing().peers.at(message.to) {
+                peer.traffic.dropped.add(Drop::SendFailed, message.datagrams);
+            }
+            tracing::trace!(to = %message.to, %error, "datagrams were not sent");
+        });
         if let Some(message) = too_big {
             self.tell_too_big(&message);
         }
@@ -173,19 +166,15 @@ impl Outbound {
         }
         let routing = self.view.routing();
         let Some(packet) = Packet::parse_beginning(&bytes[..len]) else { return };
-        let is_ours = routing.is_own(packet.source()) && packet.dont_fragment();
+        let is_ours = routing.own.contains(packet.source()) && packet.dont_fragment();
         if !is_ours || !self.limit.allows(Instant::now()) {
             return;
         }
         let mtu = path_mtu(message.to).and_then(|mtu| mtu.checked_sub(overhead(message.to.ip())));
-        let (Some(mtu), Some(own)) = (mtu, routing.address_towards(packet.source())) else {
-            return;
-        };
-        if usize::from(mtu) >= message.segment {
-            return;
-        }
+        let Some(mtu) = mtu.filter(|mtu| usize::from(*mtu) < message.segment) else { return };
         let mut buffer = [0; ANSWER_MAX];
-        if let Some(len) = icmp::answer(Message::TooBig(mtu), own, &packet, &mut buffer) {
+        let answer = Message::TooBig(mtu);
+        if let Some(len) = icmp::answer(answer, routing.address(), &packet, &mut buffer) {
             self.deliver(&buffer[..len]);
         }
     }

@@ -69,12 +69,6 @@ impl Version {
     }
 }
 
-impl From<IpAddr> for Version {
-    fn from(address: IpAddr) -> Self {
-        if address.is_ipv4() { Self::V4 } else { Self::V6 }
-    }
-}
-
 /// A complete packet: header and length fit the bytes, and nothing follows it.
 ///
 /// Extension headers of IPv6 belong to the payload.

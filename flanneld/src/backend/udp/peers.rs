@@ -56,7 +56,8 @@ impl PeerTable {
 
     /// Returns who leases a subnet.
     pub(super) fn get(&self, subnet: IpNetwork) -> Option<&Endpoint> {
-        let index = self.endpoints.binary_search_by_key(&key(subnet), |one| key(one.subnet)).ok()?;
+        let index =
+            self.endpoints.binary_search_by_key(&key(subnet), |one| key(one.subnet)).ok()?;
         self.endpoints.get(index)
     }
 
@@ -158,8 +159,14 @@ mod tests {
     }
 
     /// Where subnets are, and what is asked for.
-    const BASES: [&str; 6] =
-        ["10.0.0.0", "0.0.0.0", "255.255.255.0", "2001:db8::", "::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ff00"];
+    const BASES: [&str; 6] = [
+        "10.0.0.0",
+        "0.0.0.0",
+        "255.255.255.0",
+        "2001:db8::",
+        "::",
+        "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ff00",
+    ];
 
     /// One of the 256 addresses from a base on.
     fn address(base: usize, low: u8) -> IpAddr {

@@ -11,22 +11,15 @@ use super::peers::PeerTable;
 /// Who we are and who the others are.
 #[derive(Debug)]
 pub(super) struct Routing {
-    /// Our subnets, one for each family that we have; their first addresses are those of the
-    /// device.
-    pub(super) own: Vec<IpNetwork>,
+    /// Our subnet; its first address is that of the device.
+    pub(super) own: IpNetwork,
     pub(super) peers: PeerTable,
 }
 
 impl Routing {
-    /// Whether an inner address is one of ours.
-    pub(super) fn is_own(&self, address: IpAddr) -> bool {
-        self.own.iter().any(|subnet| subnet.contains(address))
-    }
-
-    /// The address that we speak with to another of the same family.
-    pub(super) fn address_towards(&self, other: IpAddr) -> Option<IpAddr> {
-        let own = self.own.iter().map(IpNetwork::network);
-        own.into_iter().find(|address| address.is_ipv4() == other.is_ipv4())
+    /// The address that we speak with ourselves.
+    pub(super) fn address(&self) -> IpAddr {
+        self.own.network()
     }
 }
 

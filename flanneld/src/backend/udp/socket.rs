@@ -11,14 +11,14 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::sys::socket::{
-    AddressFamily, Shutdown, SockFlag, SockType, SockaddrStorage, bind, getsockname, getsockopt,
-    setsockopt, shutdown, socket, sockopt,
+    AddressFamily, SockFlag, SockType, SockaddrStorage, bind, getsockopt, setsockopt, socket,
+    sockopt,
 };
 use nix::{getsockopt_impl, sockopt_impl};
 
-use super::descriptor::replace;
 pub(super) use self::receive::Receiver;
 pub(super) use self::send::Sender;
+use super::descriptor::replace;
 
 /// As much as a fast sender puts on the way while a thread waits for a processor.
 const BUFFER: usize = 8 << 20;
@@ -57,19 +57,17 @@ pub(super) fn open(address: SocketAddr) -> io::Result<UdpSocket> {
     Ok(socket.into())
 }
 
-/// Whether a socket that our predecessor left has this address.
-pub(super) fn is_bound_to(fd: &OwnedFd, address: SocketAddr) -> bool {
-    let name = getsockname::<SockaddrStorage>(fd.as_raw_fd());
-    name.is_ok_and(|name| name == SockaddrStorage::from(address))
+/// Takes over a socket from our predecessor, if it has this address.
+pub(super) fn adopt(fd: OwnedFd, address: SocketAddr) -> Option<UdpSocket> {
+    let socket = UdpSocket::from(fd);
+    (socket.local_addr().ok()? == address).then_some(socket)
 }
 
-/// Becomes a socket with this address, for every thread that uses this one.
+/// Becomes a socket with this address, for every thread that uses this one and does not wait.
 pub(super) fn rebind(socket: &UdpSocket, address: SocketAddr) -> io::Result<()> {
     let new = open(address)?;
     let merges = getsockopt(socket, sockopt::UdpGroSegment)?;
     setsockopt(&new, sockopt::UdpGroSegment, &merges)?;
-    // Wakes those who wait for the old one; it fails because there is nobody at its other end.
-    let _not_connected = shutdown(socket.as_raw_fd(), Shutdown::Both);
     replace(socket, &new)
 }
 

@@ -37,26 +37,28 @@ fn flow() -> impl Strategy<Value = Flow> {
     );
     let sizes = (1_usize..1500, 2_usize..44, 0.0..1.0_f64);
     (version, transport, options, header, any::<u32>(), flags, sizes).prop_map(
-        |(version, transport, options, (df, tos, ttl, identification), sequence, flags, sizes)| Flow {
-            version,
-            transport,
-            options: if transport == Transport::Tcp { options } else { Vec::new() },
-            fragment: if df { 0x4000 } else { 0 },
-            tos,
-            ttl,
-            identification,
-            sequence,
-            flags: flags.0,
-            last_flags: flags.1,
-            size: sizes.0,
-            count: sizes.1,
-            #[expect(
-                clippy::cast_possible_truncation,
-                clippy::cast_sign_loss,
-                clippy::cast_precision_loss,
-                reason = "a part of a small number"
-            )]
-            last: 1 + ((sizes.0 - 1) as f64 * sizes.2) as usize,
+        |(version, transport, options, (df, tos, ttl, identification), sequence, flags, sizes)| {
+            Flow {
+                version,
+                transport,
+                options: if transport == Transport::Tcp { options } else { Vec::new() },
+                fragment: if df { 0x4000 } else { 0 },
+                tos,
+                ttl,
+                identification,
+                sequence,
+                flags: flags.0,
+                last_flags: flags.1,
+                size: sizes.0,
+                count: sizes.1,
+                #[expect(
+                    clippy::cast_possible_truncation,
+                    clippy::cast_sign_loss,
+                    clippy::cast_precision_loss,
+                    reason = "a part of a small number"
+                )]
+                last: 1 + ((sizes.0 - 1) as f64 * sizes.2) as usize,
+            }
         },
     )
 }

@@ -35,16 +35,15 @@ impl Sender {
         if self.cuts { SEGMENTS_MAX } else { 1 }
     }
 
-    /// Sends these messages of the batch, all to addresses of the socket's family, and tells what
-    /// was not sent and why. Messages that the kernel cannot cut for this way are sent one datagram
-    /// at a time.
+    /// Sends everything, and tells what was not sent and why. Messages that the kernel cannot cut
+    /// for this way are sent one datagram at a time.
     pub(in super::super) fn send(
         &mut self,
         socket: &UdpSocket,
         batch: &Batch,
-        messages: &[Message],
         mut failed: impl FnMut(&Message, io::Error),
     ) {
+        let messages = batch.messages();
         let mut start = 0;
         while start < messages.len() {
             match self.send_some(socket, batch, &messages[start..]) {
