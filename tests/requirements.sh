@@ -5,7 +5,10 @@
 #
 # As root on Debian it installs what is missing; otherwise, or with --check, it names the missing
 # programs and the command that installs them, and fails.
+# Programs of another suite of Debian are never installed: they are unpacked into target/suites.
 set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+suites=$here/../target/suites
 
 install=yes
 if [ "${1:-}" = --check ]; then
@@ -23,6 +26,7 @@ fi
 present() {
     case $1 in
     /*) [ -e "$1" ] ;;
+    */*) [ -e "$suites/$1" ] ;;
     *) command -v "$1" >/dev/null ;;
     esac
 }
@@ -37,14 +41,53 @@ missing() {
             present "$program" || echo "$program $package"
             break
         done
-    done <"$(dirname "$0")/requirements.txt"
+    done <"$here/requirements.txt"
+}
+
+# Unpacks PACKAGE/SUITE into target/suites/SUITE. It comes from the mirror that this system uses
+# already, by lists of its own, so that nothing changes for apt.
+unpack() {
+    local package=${1%/*} suite=${1#*/} release mirror apt
+    release=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+    mirror=$(apt-get indextargets --format '$(RELEASE) $(COMPONENT) $(REPO_URI)' 'Created-By: Packages' |
+        awk -v release="$release" '$1 == release && $2 == "main" { print $3; exit }')
+    if [ -z "$mirror" ]; then
+        echo "no mirror of Debian in the configuration of apt to take $1 from" >&2
+        return 1
+    fi
+    apt=$suites/$suite/.apt
+    mkdir -p "$apt/lists/partial"
+    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $suite main" >"$apt/sources.list"
+    cat >"$apt/apt.conf" <<CONF
+Dir::Etc::sourcelist "$apt/sources.list";
+Dir::Etc::sourceparts "-";
+Dir::State::lists "$apt/lists";
+Dir::Cache "$apt";
+APT::Sandbox::User "";
+CONF
+    (
+        export APT_CONFIG=$apt/apt.conf
+        cd "$apt"
+        [ -e updated ] || { apt-get update -qq && touch updated; }
+        apt-get download -qq "$package"
+        dpkg -x "${package}"_*.deb ..
+    )
 }
 
 lacking=$(missing)
 [ -n "$lacking" ] || exit 0
-mapfile -t packages < <(cut -d' ' -f2 <<<"$lacking" | sort -u)
 
-if [ $install = yes ] && [ "$(id -u)" = 0 ] && [ -e /etc/debian_version ]; then
+if [ $install = yes ] && [ -e /etc/debian_version ]; then
+    for package in $(cut -d' ' -f2 <<<"$lacking" | grep / | sort -u); do
+        echo "unpacking $package into target/suites"
+        unpack "$package"
+    done
+    lacking=$(missing)
+    [ -n "$lacking" ] || exit 0
+fi
+mapfile -t packages < <(cut -d' ' -f2 <<<"$lacking" | grep -v / | sort -u)
+
+if [ $install = yes ] && [ "$(id -u)" = 0 ] && [ -e /etc/debian_version ] && [ ${#packages[@]} -gt 0 ]; then
     echo "installing with apt-get: ${packages[*]}"
     export DEBIAN_FRONTEND=noninteractive
     # A daemon that comes with a package is not to be started; 101 means "not allowed".
@@ -65,6 +108,11 @@ fi
     while read -r program package; do
         echo "  $program (Debian package $package)"
     done <<<"$lacking"
-    echo "install with: sudo apt-get install --no-install-recommends ${packages[*]}"
+    if [ ${#packages[@]} -gt 0 ]; then
+        echo "install with: sudo apt-get install --no-install-recommends ${packages[*]}"
+    fi
+    if grep -q ' [^ ]*/[^ ]*$' <<<"$lacking"; then
+        echo "unpack those with a suite in their name with: tests/requirements.sh $*"
+    fi
 } >&2
 exit 1

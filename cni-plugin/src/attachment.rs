@@ -5,20 +5,21 @@
 //! without any memory of it, and a pod that gets the address of another one before it also gets its
 //! Ethernet address, which is the one that everybody still remembers.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
 use fabric::link_name::LinkName;
 use fabric::mac::MacAddr;
 use fabric::netstate::{
-    Address, BridgePort, Link, LinkKind, NetState, ROUTE_PROTOCOL, Route, RouteKey, Sysctl,
-    VethPeer,
+    Address, BridgePort, Link, LinkKind, NetState, PortVlan, ROUTE_PROTOCOL, Route, RouteKey,
+    Sysctl, VethPeer,
 };
-use fabric::packet_filter::Ruleset;
 use ipnetwork::IpNetwork;
 use sha2::{Digest, Sha256};
 
+use crate::bandwidth;
 use crate::bridge::{Bridge, Gateway};
+use crate::filter::Rules;
 use crate::invocation::Attachment;
 use crate::masquerade;
 use crate::portmap;
@@ -31,8 +32,8 @@ pub struct Desired {
     pub host: NetState,
     /// In the sandbox.
     pub sandbox: NetState,
-    /// Rules, if the attachment has any.
-    pub filter: Option<Ruleset>,
+    /// Rules of the packet filter.
+    pub filter: Rules,
 }
 
 /// Returns what shall be for an attachment with these addresses and routes, whose sandbox is at
@@ -51,17 +52,16 @@ pub fn desired(
     }
 }
 
-fn filter(attachment: &Attachment, bridge: &Bridge, ips: &[Ip]) -> Option<Ruleset> {
-    let mut tables = Vec::new();
-    if bridge.masquerade {
-        let addresses = ips.iter().map(|ip| ip.address);
-        tables.extend(masquerade::rules(attachment, addresses).tables);
-    }
+fn filter(attachment: &Attachment, bridge: &Bridge, ips: &[Ip]) -> Rules {
+    let addresses: Vec<_> = ips.iter().map(|ip| ip.address).collect();
+    let mut rules = match bridge.masquerade {
+        Some(engine) => masquerade::rules(attachment, engine, &addresses),
+        None => Rules::default(),
+    };
     if !bridge.ports.is_empty() {
-        let pod = addresses(ips);
-        tables.extend(portmap::rules(attachment, &bridge.ports, &pod, bridge.name).tables);
+        rules.extend(portmap::rules(attachment, &bridge.ports, &addresses, gateway_link(bridge)));
     }
-    (!tables.is_empty()).then_some(Ruleset { tables })
+    rules
 }
 
 /// The addresses themselves.
@@ -133,9 +133,14 @@ pub fn made(
     if let Some(mut veth) = desired.host.links.remove(&host_veth(attachment)) {
         (veth.mac, veth.mtu) = (made.veth_mac, None);
         if made.foreign_veth.is_some() {
-            (veth.alias, desired.filter) = (None, None);
+            (veth.alias, desired.filter) = (None, Rules::default());
         }
-        desired.host.links.insert(made.foreign_veth.unwrap_or(host_veth(attachment)), veth);
+        let name = made.foreign_veth.unwrap_or(host_veth(attachment));
+        desired.host.links.insert(name, veth);
+        let vlans = std::mem::take(&mut desired.host.vlans).into_iter();
+        let renamed = |link| if link == host_veth(attachment) { name } else { link };
+        desired.host.vlans =
+            vlans.map(|((link, vid), vlan)| ((renamed(link), vid), vlan)).collect();
     }
     desired
 }
@@ -144,6 +149,15 @@ pub fn made(
 pub fn is_essential(sysctl: &Sysctl) -> bool {
     let name = sysctl.as_path().rsplit('/').next();
     matches!(name, Some("ip_forward" | "forwarding" | "disable_ipv6" | "route_localnet"))
+}
+
+/// Gives each subnet that lacks a gateway its first address as one, if the bridge is to be one.
+pub fn complete_gateways(bridge: &Bridge, ips: &mut [Ip]) {
+    if bridge.gateway != Gateway::None {
+        for ip in ips {
+            ip.gateway = ip.gateway.or_else(|| first_of(ip.address));
+        }
+    }
 }
 
 /// Returns the routes that a sandbox with these addresses gets: those configured, and by default
@@ -157,11 +171,19 @@ pub fn routes(bridge: &Bridge, configured: &[result::Route], ips: &[Ip]) -> Vec<
         let of_family = |ip: &&Ip| ip.address.is_ipv4() == is_v4;
         let Some(gateway) = ips.iter().find(of_family).and_then(|ip| ip.gateway) else { continue };
         let dst = everything(gateway);
-        if !configured.iter().any(|route| route.dst == dst && route.gw.is_some()) {
+        if !routes.iter().any(|route| route.dst == dst && route.gw.is_some()) {
             routes.push(result::Route { gw: Some(gateway), ..result::Route::to(dst) });
         }
     }
     routes
+}
+
+/// The first address of a subnet after that of the network itself.
+fn first_of(address: IpNetwork) -> Option<IpAddr> {
+    match address.network() {
+        IpAddr::V4(network) => network.to_bits().checked_add(1).map(|ip| Ipv4Addr::from(ip).into()),
+        IpAddr::V6(network) => network.to_bits().checked_add(1).map(|ip| Ipv6Addr::from(ip).into()),
+    }
 }
 
 /// Returns the addresses that the bridge has for pods with these addresses.
@@ -196,11 +218,17 @@ pub fn of_alias(alias: &str) -> Option<(&str, &str, &str)> {
     parts.next().is_none().then_some(attachment)
 }
 
-/// Whether a link with the name of the host's end is it. A remark may be missing if the ADD was killed
-/// before it came to it.
-pub fn is_host_veth_of(attachment: &Attachment, link: &Link) -> bool {
-    let is_veth = matches!(link.kind, LinkKind::Veth(_));
-    is_veth && link.alias.as_ref().is_none_or(|remark| *remark == alias(attachment))
+/// The names of all links on the host that an attachment may have for itself.
+pub fn host_links(attachment: &Attachment) -> Vec<LinkName> {
+    [host_veth(attachment)].into_iter().chain(bandwidth::ifb_names(attachment)).collect()
+}
+
+/// Whether a link with one of these names is of the attachment. A remark may be missing if somebody
+/// else made the link.
+pub fn is_host_link_of(attachment: &Attachment, name: LinkName, link: &Link) -> bool {
+    let is_veth = name == host_veth(attachment) && matches!(link.kind, LinkKind::Veth(_));
+    let is_marked = link.alias.as_ref().is_none_or(|remark| *remark == alias(attachment));
+    (is_veth && is_marked) || bandwidth::is_ifb_of(attachment, name, link)
 }
 
 /// The Ethernet address that goes with an address.
@@ -222,8 +250,13 @@ fn host(attachment: &Attachment, netns: &Path, bridge: &Bridge, ips: &[Ip]) -> N
     let mut state = NetState::default();
     state.links.insert(bridge.name, bridge_link(attachment, bridge, ips));
     state.links.insert(veth, veth_link(attachment, netns, bridge, ips));
-    for ip in gateways(bridge, ips) {
-        state.addresses.insert(Address { link: bridge.name, ip });
+    state.vlans.extend(bridge.vlans.port.iter().map(|(vid, vlan)| ((veth, *vid), *vlan)));
+    let gateways = gateways(bridge, ips);
+    if let (Some(vid), false) = (bridge.vlans.access, gateways.is_empty()) {
+        add_vlan_gateway(&mut state, bridge, vid, ips);
+    }
+    for ip in gateways {
+        state.addresses.insert(Address { link: gateway_link(bridge), ip });
         let forwarding = match ip {
             IpNetwork::V4(_) => Sysctl::ipv4_forwarding(),
             IpNetwork::V6(_) => Sysctl::ipv6_forwarding(),
@@ -231,13 +264,37 @@ fn host(attachment: &Attachment, netns: &Path, bridge: &Bridge, ips: &[Ip]) -> N
         state.sysctls.insert(forwarding, "1".to_owned());
     }
     if bridge.ports.leads_loopback() && ips.iter().any(|ip| ip.address.is_ipv4()) {
-        state.sysctls.insert(Sysctl::ipv4(bridge.name, "route_localnet"), "1".to_owned());
+        let route_localnet = Sysctl::ipv4(gateway_link(bridge), "route_localnet");
+        state.sysctls.insert(route_localnet, "1".to_owned());
     }
+    bandwidth::add_to(&mut state, attachment, veth, bridge.mtu, &bridge.limits);
     // A pod must not configure the node.
-    for link in [bridge.name, veth] {
-        state.sysctls.insert(Sysctl::ipv6(link, "accept_ra"), "0".to_owned());
+    for link in state.links.keys() {
+        state.sysctls.insert(Sysctl::ipv6(*link, "accept_ra"), "0".to_owned());
     }
     state
+}
+
+/// The link by which the node is the gateway: the bridge, or for a VLAN a link of its own.
+pub fn gateway_link(bridge: &Bridge) -> LinkName {
+    bridge.vlans.gateway_name(bridge.name).expect("a name that is too long was refused")
+}
+
+/// The node is in a VLAN by a port of the bridge like everybody else, whose other end it keeps. All
+/// pods of the VLAN share it.
+fn add_vlan_gateway(state: &mut NetState, bridge: &Bridge, vid: u16, ips: &[Ip]) {
+    let name = gateway_link(bridge);
+    let [a, b, c, d, ..]: [u8; 32] = Sha256::digest(name.as_str().as_bytes()).into();
+    let port = format!("veth{a:02x}{b:02x}{c:02x}{d:02x}");
+    let port: LinkName = port.parse().expect("twelve letters and digits are a name");
+    let peer = VethPeer { name: port, netns: None, mac: None, mtu: bridge.mtu };
+    let mac = ips.iter().find_map(|ip| ip.gateway).map(mac_of);
+    let link = Link { mac, mtu: bridge.mtu, ..Link::up(LinkKind::Veth(Some(peer))) };
+    state.links.insert(name, link);
+    let member = BridgePort { bridge: bridge.name, hairpin: false, isolated: false };
+    let link = Link { port: Some(member), mtu: bridge.mtu, ..Link::up(LinkKind::Veth(None)) };
+    state.links.insert(port, link);
+    state.vlans.insert((port, vid), PortVlan { pvid: true, untagged: true });
 }
 
 fn digest(attachment: &Attachment) -> [u8; 32] {
@@ -252,14 +309,22 @@ fn digest(attachment: &Attachment) -> [u8; 32] {
 fn bridge_link(attachment: &Attachment, bridge: &Bridge, ips: &[Ip]) -> Link {
     let [.., a, b, c, d, e, f, _, _, _, _, _, _] = digest(attachment);
     let own = || MacAddr::local([a, b, c, d, e, f]);
-    let mac = Some(ips.iter().find_map(|ip| ip.gateway).map_or_else(own, mac_of));
-    Link { mac, mtu: bridge.mtu, ..Link::up(LinkKind::Bridge) }
+    // The gateway of a VLAN is not the bridge itself.
+    let gateway = ips.iter().find_map(|ip| ip.gateway).filter(|_| bridge.vlans.access.is_none());
+    let mac = Some(gateway.map_or_else(own, mac_of));
+    Link {
+        mac,
+        mtu: bridge.mtu,
+        promiscuous: bridge.promiscuous.then_some(true),
+        vlan_filtering: bridge.vlans.filtering.then_some(true),
+        ..Link::up(LinkKind::Bridge)
+    }
 }
 
 fn veth_link(attachment: &Attachment, netns: &Path, bridge: &Bridge, ips: &[Ip]) -> Link {
     let peer = VethPeer {
         name: attachment.if_name,
-        netns: netns.to_owned(),
+        netns: Some(netns.to_owned()),
         mac: Some(pod_mac(attachment, bridge, ips)),
         mtu: bridge.mtu,
     };
@@ -267,7 +332,11 @@ fn veth_link(attachment: &Attachment, netns: &Path, bridge: &Bridge, ips: &[Ip])
     Link {
         mac: Some(MacAddr::local([a, b, c, d, e, f])),
         mtu: bridge.mtu,
-        port: Some(BridgePort { bridge: bridge.name, hairpin: bridge.hairpin }),
+        port: Some(BridgePort {
+            bridge: bridge.name,
+            hairpin: bridge.hairpin,
+            isolated: bridge.isolated,
+        }),
         alias: Some(alias(attachment)),
         ..Link::up(LinkKind::Veth(Some(peer)))
     }
@@ -282,7 +351,8 @@ fn sandbox(
     let if_name = attachment.if_name;
     let mut state = NetState::default();
     let mac = Some(pod_mac(attachment, bridge, ips));
-    let interface = Link { mac, mtu: bridge.mtu, ..Link::up(LinkKind::Veth(None)) };
+    let up = bridge.up;
+    let interface = Link { mac, mtu: bridge.mtu, up, ..Link::up(LinkKind::Veth(None)) };
     state.links.insert(if_name, interface);
     state.links.insert(loopback(), Link::up(LinkKind::Loopback));
     state.addresses = ips.iter().map(|ip| Address { link: if_name, ip: ip.address }).collect();
@@ -293,6 +363,13 @@ fn sandbox(
             state.sysctls.insert(Sysctl::ipv6(link, "disable_ipv6"), "0".to_owned());
         }
         state.sysctls.insert(Sysctl::ipv6(if_name, "keep_addr_on_down"), "1".to_owned());
+    }
+    if bridge.probed {
+        let is_v6 = |address: &&Address| address.ip.is_ipv6();
+        state.probed = state.addresses.iter().filter(is_v6).copied().collect();
+        for parameter in ["accept_dad", "enhanced_dad"] {
+            state.sysctls.insert(Sysctl::ipv6(if_name, parameter), "1".to_owned());
+        }
     }
     state
 }
@@ -307,7 +384,7 @@ fn kernel_route(if_name: LinkName, ips: &[Ip], route: &result::Route) -> (RouteK
     if route.priority != 0 {
         key.metric = route.priority;
     }
-    (key, Route { link: if_name, via, onlink: false, protocol: ROUTE_PROTOCOL })
+    (key, Route { link: if_name, via, onlink: false, protocol: ROUTE_PROTOCOL, source: None })
 }
 
 fn pod_mac(attachment: &Attachment, bridge: &Bridge, ips: &[Ip]) -> MacAddr {

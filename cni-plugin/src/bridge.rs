@@ -4,6 +4,8 @@
 //! A key that asks for something is never passed over in silence: either it works, or the ADD fails
 //! and names it. Keys that are not of the bridge plugin ask for nothing.
 
+pub mod vlan;
+
 use fabric::json;
 use fabric::link_name::{InvalidLinkName, LinkName};
 use fabric::mac::MacAddr;
@@ -12,9 +14,12 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::args::{Args, ArgsError};
+use crate::bandwidth::{BandwidthError, Limits};
+use crate::filter::Engine;
 use crate::ipam::source::{Source, SourceError};
 use crate::portmap::{PortMap, PortMapError};
 use crate::result::Dns;
+use vlan::{RawTrunk, VlanError, Vlans};
 
 /// A checked configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,14 +32,26 @@ pub struct Bridge {
     pub force_address: bool,
     /// Whether a pod may reach itself through the bridge.
     pub hairpin: bool,
+    /// Whether pods do not reach other isolated ones.
+    pub isolated: bool,
+    /// Whether the bridge takes in what is not for it.
+    pub promiscuous: bool,
+    /// Whether the interface in the sandbox is brought up.
+    pub up: bool,
+    /// Whether IPv6 addresses are only used when no duplicate was found.
+    pub probed: bool,
+    /// The VLANs of an attachment.
+    pub vlans: Vlans,
     /// The MTU of both ends of an attachment; `None` for the kernel's default.
     pub mtu: Option<Mtu>,
-    /// Whether what leaves the subnet gets the node's address.
-    pub masquerade: bool,
+    /// What gives what leaves the subnet the node's address, if anything does.
+    pub masquerade: Option<Engine>,
     /// What the result says about name servers; `None` for what `ipam` says, which is nothing.
     pub dns: Option<Dns>,
     /// Ports of the node that lead to the attachment.
     pub ports: PortMap,
+    /// How much the attachment may send and receive.
+    pub limits: Limits,
     /// The Ethernet address of the interface in the sandbox, if somebody asked for one.
     pub mac: Option<MacAddr>,
     /// Where addresses come from; `None` for a bridge that only switches.
@@ -81,9 +98,21 @@ pub enum BridgeError {
     /// What is requested is not an Ethernet address.
     #[error("failed to make veth pair: address {0}: invalid MAC address")]
     Mac(String),
+    /// There are no such VLANs.
+    #[error(transparent)]
+    Vlan(#[from] VlanError),
+    /// An interface that stays down has no use for addresses.
+    #[error("cannot use IPAM when DisableContainerInterface flag is set")]
+    DownWithAddresses,
+    /// Every frame would come back twice.
+    #[error("cannot set hairpin mode and promiscuous mode at the same time")]
+    HairpinAndPromiscuous,
     /// Ports cannot be led as configured.
     #[error(transparent)]
     Ports(#[from] PortMapError),
+    /// There cannot be such limits.
+    #[error(transparent)]
+    Bandwidth(#[from] BandwidthError),
     /// The addresses cannot be handed out as configured.
     #[error(transparent)]
     Ipam(#[from] SourceError),
@@ -99,10 +128,19 @@ impl Bridge {
         refuse_unsupported(delegate)?;
         let raw: RawBridge =
             json::from_value(delegate.clone().into()).map_err(BridgeError::Json)?;
-        raw.check_masquerade_backend()?;
+        let vlans = Vlans::new(raw.vlan, raw.vlan_trunk.as_deref(), raw.preserve_default_vlan)?;
+        let ipam = Source::of(delegate, &args)?;
+        if raw.disable_container_interface && ipam.is_some() {
+            return Err(BridgeError::DownWithAddresses);
+        }
+        if raw.hairpin_mode && raw.promisc_mode {
+            return Err(BridgeError::HairpinAndPromiscuous);
+        }
         let name = raw.bridge.as_deref().map_or_else(|| Ok(default_name()), str::parse);
+        let name: LinkName = name.map_err(BridgeError::Name)?;
+        vlans.gateway_name(name).map_err(BridgeError::Name)?;
         Ok(Self {
-            name: name.map_err(BridgeError::Name)?,
+            name,
             gateway: match (raw.is_default_gateway, raw.is_gateway) {
                 (true, _) => Gateway::Default,
                 (false, true) => Gateway::OfSubnet,
@@ -110,11 +148,17 @@ impl Bridge {
             },
             force_address: raw.force_address,
             hairpin: raw.hairpin_mode,
+            isolated: raw.port_isolation,
+            promiscuous: raw.promisc_mode,
+            up: !raw.disable_container_interface,
+            probed: raw.enabledad,
+            vlans,
             mtu: mtu(raw.mtu)?,
-            masquerade: raw.ip_masq,
+            masquerade: raw.masquerade()?,
             mac: raw.mac(&args)?,
-            ipam: Source::of(delegate, &args)?,
+            ipam,
             ports: PortMap::new(delegate)?,
+            limits: Limits::of_runtime(delegate)?,
             dns: raw.dns.filter(|_| says_dns(delegate)),
         })
     }
@@ -137,6 +181,13 @@ struct RawBridge {
     ip_masq_backend: String,
     mtu: i64,
     hairpin_mode: bool,
+    promisc_mode: bool,
+    port_isolation: bool,
+    disable_container_interface: bool,
+    enabledad: bool,
+    vlan: i64,
+    vlan_trunk: Option<Vec<RawTrunk>>,
+    preserve_default_vlan: bool,
     dns: Option<Dns>,
     args: RawArgs,
     runtime_config: RawMac,
@@ -155,15 +206,13 @@ struct RawMac {
 }
 
 impl RawBridge {
-    fn check_masquerade_backend(&self) -> Result<(), BridgeError> {
-        match self.ip_masq_backend.as_str() {
-            "" | "nftables" => Ok(()),
-            "iptables" => Err(BridgeError::Unsupported {
-                key: "ipMasqBackend".to_owned(),
-                value: "\"iptables\"".to_owned(),
-            }),
-            unknown => Err(BridgeError::MasqueradeBackend(unknown.to_owned())),
-        }
+    fn masquerade(&self) -> Result<Option<Engine>, BridgeError> {
+        let engine = match self.ip_masq_backend.as_str() {
+            "" => Engine::Nftables,
+            name => Engine::named(name)
+                .ok_or_else(|| BridgeError::MasqueradeBackend(name.to_owned()))?,
+        };
+        Ok(self.ip_masq.then_some(engine))
     }
 
     /// What the runtime says counts most, `CNI_ARGS` least.
@@ -190,16 +239,7 @@ fn mtu(bytes: i64) -> Result<Option<Mtu>, BridgeError> {
 }
 
 /// What the bridge plugin can do and we cannot.
-const UNSUPPORTED: [&[&str]; 8] = [
-    &["promiscMode"],
-    &["vlan"],
-    &["vlanTrunk"],
-    &["preserveDefaultVlan"],
-    &["macspoofchk"],
-    &["enabledad"],
-    &["disableContainerInterface"],
-    &["portIsolation"],
-];
+const UNSUPPORTED: [&[&str]; 1] = [&["macspoofchk"]];
 
 fn refuse_unsupported(delegate: &Map<String, Value>) -> Result<(), BridgeError> {
     let unsupported = |key: String, value: &Value| {
@@ -286,11 +326,17 @@ mod tests {
             gateway: Gateway::Default,
             force_address: false,
             hairpin: true,
+            isolated: false,
+            promiscuous: false,
+            up: true,
+            probed: false,
+            vlans: Vlans::default(),
             mtu: Mtu::new(1450),
-            masquerade: false,
+            masquerade: None,
             dns: None,
             mac: None,
             ports: PortMap::default(),
+            limits: Limits::default(),
             ipam: Some(Source::HostLocal(HostLocal {
                 data_dir: PathBuf::from("/var/lib/cni/networks"),
                 sets: vec![RangeSet(vec![Range::of("10.1.2.0/24".parse().unwrap()).unwrap()])],
@@ -300,7 +346,7 @@ mod tests {
             })),
         };
         assert_eq!(bridge(json!({})).unwrap(), expected);
-        let unsaid = json!({"vlan": 0, "promiscMode": false, "MacSpoofChk": null, "vlanTrunk": [],
+        let unsaid = json!({"vlan": 0, "promiscMode": false, "MacSpoofChk": null, "vlanTrunk": null,
             "ipMasqBackend": null, "args": {"cni": {"ips": []}}, "unknown": {"vlan": 5}, "dns": {}});
         assert_eq!(bridge(unsaid).unwrap(), expected);
     }
@@ -309,14 +355,21 @@ mod tests {
     fn keys_that_work_do_so_in_any_case() {
         let conf = bridge(json!({
             "Bridge": "br-pods", "FORCEADDRESS": true, "hairpinMode": false, "MTU": 0,
-            "isDefaultGateway": false, "IsGateway": true, "ipMasq": true,
+            "isDefaultGateway": false, "IsGateway": true, "ipMasq": true, "PromiscMode": true,
+            "portIsolation": true, "enableDAD": true, "Vlan": 7, "VLANTrunk": [{"ID": 8}],
             "ipMasqBackend": "nftables", "dns": {"nameservers": ["10.1.2.1"]},
             "ipam": {"DataDir": "/run/pods"},
         }));
         let conf = conf.unwrap();
         assert_eq!(conf.name.as_str(), "br-pods");
         assert_eq!(conf.gateway, Gateway::OfSubnet);
-        assert!(conf.force_address && !conf.hairpin && conf.masquerade);
+        assert!(conf.force_address && !conf.hairpin);
+        assert_eq!(conf.masquerade, Some(Engine::Nftables));
+        let conf_of = |name: &str| bridge(json!({"ipMasq": true, "ipMasqBackend": name})).unwrap();
+        assert_eq!(conf_of("iptables").masquerade, Some(Engine::Iptables));
+        assert_eq!(conf_of("").masquerade, Some(Engine::Nftables));
+        assert!(conf.promiscuous && conf.isolated && conf.probed);
+        assert_eq!(conf.vlans.port.keys().collect::<Vec<_>>(), [&7, &8]);
         assert_eq!(conf.dns.unwrap().nameservers, ["10.1.2.1"]);
         let Some(Source::HostLocal(ipam)) = conf.ipam else { panic!("not of host-local") };
         assert_eq!(ipam.data_dir, PathBuf::from("/run/pods"));
@@ -325,19 +378,21 @@ mod tests {
     #[test]
     fn what_cannot_be_done_is_refused_by_name() {
         let table = [
-            (json!({"ipam": {"type": "dhcp"}}), "unsupported field: ipam.type is \"dhcp\""),
-            (json!({"vlan": 5}), "unsupported field: vlan is 5"),
-            (json!({"Vlan": "5"}), "unsupported field: vlan is \"5\""),
-            (json!({"vlanTrunk": [{"id": 7}]}), "unsupported field: vlanTrunk is [{\"id\":7}]"),
-            (json!({"promiscMode": true}), "unsupported field: promiscMode is true"),
-            (json!({"portIsolation": true}), "unsupported field: portIsolation is true"),
+            (json!({"ipam": {"type": "bridge"}}), "unsupported field: ipam.type is \"bridge\""),
+            (json!({"MACspoofchk": true}), "unsupported field: macspoofchk is true"),
+            (json!({"vlan": 5000}), "invalid VLAN ID 5000 (must be between 0 and 4094)"),
+            (json!({"vlanTrunk": [{"id": 0}]}), "incorrect trunk id parameter"),
+            (
+                json!({"promiscMode": true}),
+                "cannot set hairpin mode and promiscuous mode at the same time",
+            ),
+            (
+                json!({"disableContainerInterface": true}),
+                "cannot use IPAM when DisableContainerInterface flag is set",
+            ),
             (
                 json!({"ipam": {"routes": [{"dst": "10.0.0.0/8", "scope": 254}]}}),
                 "unsupported field: ipam.routes[0].scope is 254",
-            ),
-            (
-                json!({"ipMasqBackend": "iptables"}),
-                "unsupported field: ipMasqBackend is \"iptables\"",
             ),
         ];
         for (changes, expected) in table {

@@ -1,12 +1,16 @@
 //! What each command does, in one place per command.
 
 pub mod add;
+pub mod bandwidth;
 pub mod check;
 pub mod del;
+pub mod firewall;
+pub mod flannel;
 pub mod gc;
 pub mod loopback;
 pub mod ports;
 pub mod status;
+pub mod tuning;
 
 use crate::error::Error;
 use crate::invocation::Request;

@@ -9,7 +9,6 @@ use fabric::subnet_file::SubnetFile;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::bridge::{Bridge, BridgeError, lookup};
 use crate::netconf::NetConf;
 use crate::plugin::Plugin;
 use crate::result::Route;
@@ -23,6 +22,9 @@ pub enum DelegateError {
     /// The template has a key that is not for it to say.
     #[error("'delegate' dictionary must not have '{0}' field, it'll be set by flannel")]
     Reserved(&'static str),
+    /// The delegate would be the delegator.
+    #[error("'delegate' dictionary must not have the type flannel")]
+    Itself,
     /// The routes of the template are not routes.
     #[error(
         "failed to assemble Delegate IPAM: failed to read IPAM routes: failed to parse ipam.routes"
@@ -60,16 +62,27 @@ pub fn configuration(
     Ok(delegate)
 }
 
-/// Returns the bridge that such a configuration asks for.
-///
-/// # Errors
-/// If it asks for something else, or for something that we cannot do.
-pub fn bridge(delegate: &Map<String, Value>, args: &str) -> Result<Bridge, BridgeError> {
-    match lookup(delegate, &["type"]) {
-        Some(kind) if kind != Plugin::Bridge.as_str() => {
-            Err(BridgeError::Unsupported { key: "type".to_owned(), value: kind.to_string() })
+/// Who serves a delegate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Delegate {
+    /// A plugin in this file.
+    Contained(Plugin),
+    /// Somebody else's plugin of that name.
+    External(String),
+}
+
+impl Delegate {
+    /// Finds out who serves a configuration.
+    ///
+    /// # Errors
+    /// If it does not say, or if it is `flannel` itself, which would ask the same again.
+    pub fn of(configuration: &Map<String, Value>) -> Result<Self, DelegateError> {
+        let kind = configuration.get("type").and_then(Value::as_str).ok_or(DelegateError::Type)?;
+        match Plugin::named(kind) {
+            Some(Plugin::Flannel) => Err(DelegateError::Itself),
+            Some(plugin) => Ok(Self::Contained(plugin)),
+            None => Ok(Self::External(kind.to_owned())),
         }
-        _ => Bridge::new(delegate, args),
     }
 }
 
@@ -221,9 +234,16 @@ mod tests {
     }
 
     #[test]
-    fn only_a_bridge_can_be_made() {
-        let delegate = json!({"type": "macvlan"});
-        let error = bridge(delegate.as_object().unwrap(), "").unwrap_err();
-        assert_eq!(error.to_string(), "unsupported field: type is \"macvlan\"");
+    fn who_serves_a_delegate_is_told_by_its_type() {
+        let table = [
+            ("bridge", Ok(Delegate::Contained(Plugin::Bridge))),
+            ("ovs", Ok(Delegate::External("ovs".to_owned()))),
+            ("flannel", Err("'delegate' dictionary must not have the type flannel")),
+        ];
+        for (kind, expected) in table {
+            let delegate = Delegate::of(json!({"type": kind}).as_object().unwrap());
+            let expected = expected.map_err(str::to_owned);
+            assert_eq!(delegate.map_err(|error| error.to_string()), expected);
+        }
     }
 }

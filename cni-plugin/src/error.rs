@@ -4,16 +4,23 @@ use ipnetwork::IpNetwork;
 use serde::Serialize;
 
 use crate::args::ArgsError;
+use crate::bandwidth::BandwidthError;
 use crate::bridge::BridgeError;
+use crate::command::bandwidth::PeerError;
 use crate::command::check::Difference;
+use crate::command::tuning::KeptError;
 use crate::delegate::DelegateError;
+use crate::external::ExternalError;
+use crate::filter::FilterError;
+use crate::firewall::FirewallError;
 use crate::invocation::InvocationError;
 use crate::ipam::config::HostLocalError;
 use crate::ipam::fixed::FixedError;
 use crate::ipam::range::RangeSet;
-use crate::ipam::source::{SourceDifference, SourceError};
+use crate::ipam::source::SourceError;
 use crate::ipam::store::StoreError;
 use crate::ipam::{IpamError, NoAddress};
+use crate::iptables::IptablesError;
 use crate::kernel::KernelError;
 use crate::netconf::NetConfError;
 use crate::portmap::PortMapError;
@@ -21,6 +28,7 @@ use crate::result::ResultError;
 use crate::sandbox::SandboxError;
 use crate::sharing::Conflict;
 use crate::state::StateError;
+use crate::tuning::TuningError;
 use crate::version::{Version, VersionError};
 
 /// Whatever a command can fail with.
@@ -59,6 +67,24 @@ pub enum Error {
     /// Ports cannot be led as configured.
     #[error(transparent)]
     Ports(#[from] PortMapError),
+    /// There cannot be such limits.
+    #[error(transparent)]
+    Bandwidth(#[from] BandwidthError),
+    /// The node cannot let traffic pass as configured.
+    #[error(transparent)]
+    Firewall(#[from] FirewallError),
+    /// The sandbox cannot be changed as configured.
+    #[error(transparent)]
+    Tuning(#[from] TuningError),
+    /// What the sandbox was before cannot be kept.
+    #[error(transparent)]
+    Kept(#[from] KeptError),
+    /// There is no plugin before it in the list.
+    #[error("missing prevResult from earlier plugin")]
+    NoResult,
+    /// It is not known which link of the host is the pod's.
+    #[error(transparent)]
+    Peer(#[from] PeerError),
     /// There is no plugin before it in the list.
     #[error("must be called as chained plugin")]
     NotChained,
@@ -74,6 +100,12 @@ pub enum Error {
     /// There is no address.
     #[error(transparent)]
     Ipam(#[from] IpamError),
+    /// Somebody else's plugin did not do what it was to do.
+    #[error(transparent)]
+    External(#[from] ExternalError),
+    /// Somebody else's plugin gave no addresses and said that all is well.
+    #[error("IPAM plugin returned missing IP config")]
+    NothingGiven,
     /// The sandbox is of no use.
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
@@ -85,7 +117,7 @@ pub enum Error {
     Kernel(#[from] KernelError),
     /// The packet filter is not in the desired state.
     #[error(transparent)]
-    Filter(#[from] fabric::packet_filter::Error),
+    Filter(#[from] FilterError),
     /// The result cannot be written, or a previous one cannot be read.
     #[error(transparent)]
     Result(#[from] ResultError),
@@ -112,12 +144,9 @@ impl From<fabric::netlink::NetlinkError> for Error {
     }
 }
 
-impl From<SourceDifference> for Error {
-    fn from(difference: SourceDifference) -> Self {
-        match difference {
-            SourceDifference::Store(error) => error.into(),
-            difference => Difference::Addresses(difference).into(),
-        }
+impl From<IptablesError> for Error {
+    fn from(error: IptablesError) -> Self {
+        Self::Filter(error.into())
     }
 }
 
@@ -173,11 +202,25 @@ impl Error {
             Self::ValidAttachments(_) => UNDECODABLE,
             Self::Remains(errors) => errors.first().map_or(INTERNAL, Self::code),
             Self::Ports(error) | Self::Bridge(BridgeError::Ports(error)) => ports_code(error),
+            Self::Bandwidth(error) | Self::Bridge(BridgeError::Bandwidth(error)) => match error {
+                BandwidthError::Json(_) => UNDECODABLE,
+                _ => INVALID_CONFIGURATION,
+            },
+            Self::Firewall(FirewallError::Json(_)) | Self::Tuning(TuningError::Json(_)) => {
+                UNDECODABLE
+            }
+            Self::Firewall(FirewallError::Firewalld) => UNSUPPORTED_FIELD,
+            Self::Tuning(TuningError::Args(_)) => INVALID_ENVIRONMENT,
+            Self::Firewall(_) | Self::Tuning(_) => INVALID_CONFIGURATION,
+            Self::Kept(_) => IO,
+            Self::Peer(_) | Self::NoResult => INVALID_CONFIGURATION,
             Self::NotChained => INVALID_CONFIGURATION,
             Self::Args(_) => INVALID_ENVIRONMENT,
             Self::NotLoopback(_) => IN_THE_WAY,
             Self::Delegate(_) => INVALID_CONFIGURATION,
             Self::Bridge(BridgeError::Json(_)) => UNDECODABLE,
+            Self::External(error) => external_code(error),
+            Self::NothingGiven => INTERNAL,
             Self::Bridge(BridgeError::Unsupported { .. }) => UNSUPPORTED_FIELD,
             Self::Bridge(BridgeError::Args(_)) => INVALID_ENVIRONMENT,
             Self::Bridge(_) => INVALID_CONFIGURATION,
@@ -216,6 +259,7 @@ impl Error {
                 format!("config is {config:?}, plugin supports [{}]", ours.join(" "))
             }
             Self::Difference(Difference::State(plan)) => plan.clone(),
+            Self::External(ExternalError::Reported { details, .. }) => details.clone(),
             _ => String::new(),
         }
     }
@@ -268,6 +312,18 @@ fn ports_code(error: &PortMapError) -> u32 {
         PortMapError::Json(_) => UNDECODABLE,
         PortMapError::Unsupported { .. } => UNSUPPORTED_FIELD,
         _ => INVALID_CONFIGURATION,
+    }
+}
+
+/// What a plugin says itself is passed on as it is.
+fn external_code(error: &ExternalError) -> u32 {
+    match error {
+        ExternalError::Reported { code, .. } => *code,
+        ExternalError::NoName | ExternalError::Name(_) => INVALID_CONFIGURATION,
+        ExternalError::NoPaths => INVALID_ENVIRONMENT,
+        ExternalError::NotFound { .. } | ExternalError::Run { .. } => IO,
+        ExternalError::Unreported { .. } => INTERNAL,
+        ExternalError::Result { .. } => UNDECODABLE,
     }
 }
 

@@ -6,27 +6,106 @@ use std::net::IpAddr;
 
 use fabric::netlink::{Inventory, NetlinkError, Socket};
 use fabric::packet_filter::nft::{Flow, Nft, forget_udp_flows};
-use fabric::packet_filter::{self, Change, Error, PacketFilter, Ruleset};
+use fabric::packet_filter::{self, PacketFilter, Ruleset};
 
 use crate::invocation::Attachment;
+use crate::iptables::{self, IptablesError, Tables};
 use crate::masquerade;
 use crate::portmap::{self, PortMap};
+
+/// What rules are put into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Engine {
+    /// nf_tables, without a program.
+    Nftables,
+    /// Whatever the programs of iptables use.
+    Iptables,
+}
+
+impl Engine {
+    /// Returns the engine of that name.
+    pub fn named(name: &str) -> Option<Self> {
+        match name {
+            "nftables" => Some(Self::Nftables),
+            "iptables" => Some(Self::Iptables),
+            _ => None,
+        }
+    }
+}
+
+/// The rules of an attachment, in the engines that its configuration wants them in.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rules {
+    /// Those in nf_tables.
+    pub nftables: Ruleset,
+    /// Those in iptables.
+    pub iptables: Tables,
+}
+
+impl Rules {
+    /// Rules in nf_tables only.
+    pub fn of_nftables(nftables: Ruleset) -> Self {
+        Self { nftables, iptables: Tables::new() }
+    }
+
+    /// Rules in iptables only.
+    pub fn of_iptables(iptables: Tables) -> Self {
+        Self { nftables: Ruleset::default(), iptables }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.nftables.tables.is_empty() && self.iptables.is_empty()
+    }
+
+    /// Adds others. Chains that both have hold what both say.
+    pub fn extend(&mut self, others: Self) {
+        self.nftables.tables.extend(others.nftables.tables);
+        for (version, tables) in others.iptables {
+            let present = self.iptables.entry(version).or_default();
+            for table in tables {
+                match present.iter_mut().find(|one| one.name == table.name) {
+                    Some(one) => one.chains.extend(table.chains),
+                    None => present.push(table),
+                }
+            }
+        }
+    }
+}
+
+/// Why the rules of an attachment are not as they shall be.
+#[derive(Debug, thiserror::Error)]
+pub enum FilterError {
+    /// nf_tables does not do it.
+    #[error(transparent)]
+    Nftables(#[from] packet_filter::Error),
+    /// iptables does not do it.
+    #[error(transparent)]
+    Iptables(#[from] IptablesError),
+}
 
 /// Makes the rules of an attachment true.
 ///
 /// # Errors
 /// If the kernel refuses.
-pub fn ensure(rules: &Ruleset) -> Result<(), Error> {
-    packet_filter::ensure(&mut Nft::open()?, rules).map(drop)
+pub fn ensure(rules: &Rules) -> Result<(), FilterError> {
+    if !rules.nftables.tables.is_empty() {
+        packet_filter::ensure(&mut Nft::open()?, &rules.nftables)?;
+    }
+    Ok(iptables::ensure(&rules.iptables)?)
 }
 
-/// Returns what would make the rules true.
+/// Returns what would make the rules true, as commands.
 ///
 /// # Errors
 /// If the kernel cannot be asked.
-pub fn missing(rules: &Ruleset) -> Result<Change, Error> {
-    let observed = Nft::open()?.observe(rules)?;
-    Ok(packet_filter::diff(rules, &observed))
+pub fn missing(rules: &Rules) -> Result<String, FilterError> {
+    let mut missing = String::new();
+    if !rules.nftables.tables.is_empty() {
+        let observed = Nft::open()?.observe(&rules.nftables)?;
+        missing = packet_filter::diff(&rules.nftables, &observed).to_string();
+    }
+    Ok(missing + &iptables::missing(&rules.iptables)?)
 }
 
 /// Removes the rules of an attachment, those that the Go plugins made too, and returns whether there
@@ -34,24 +113,27 @@ pub fn missing(rules: &Ruleset) -> Result<Change, Error> {
 ///
 /// # Errors
 /// If the kernel refuses.
-pub fn remove(attachment: &Attachment) -> Result<bool, Error> {
+pub fn remove(attachment: &Attachment) -> Result<bool, FilterError> {
     let mark = masquerade::mark(attachment);
     // Thus the Go plugin marks the ports of a container.
     let container = attachment.container.as_str();
-    remove_stale(|comment| comment.starts_with(&mark) || comment == container)
+    let in_nftables = remove_stale(|comment| comment.starts_with(&mark) || comment == container);
+    let in_iptables = iptables::remove(attachment)?;
+    Ok(in_nftables? || in_iptables)
 }
 
 /// Removes the rules whose comment `is_stale`, and returns whether there were any.
 ///
 /// # Errors
 /// If the kernel refuses.
-pub fn remove_stale(is_stale: impl Fn(&str) -> bool) -> Result<bool, Error> {
+pub fn remove_stale(is_stale: impl Fn(&str) -> bool) -> Result<bool, FilterError> {
     let mut filter = match Nft::open() {
         // Then there are no rules either.
-        Err(Error::Unavailable(_)) => return Ok(false),
+        Err(packet_filter::Error::Unavailable(_)) => return Ok(false),
         filter => filter?,
     };
-    let tables = masquerade::tables().tables.into_iter().chain(portmap::tables().tables).collect();
+    let tables =
+        masquerade::tables().tables.into_iter().chain(portmap::nftables::tables().tables).collect();
     let change = packet_filter::remove_rules(&mut filter, &Ruleset { tables }, is_stale)?;
     Ok(!change.is_empty())
 }

@@ -36,7 +36,8 @@ impl Command {
     const ALL: [Self; 6] =
         [Self::Add, Self::Del, Self::Check, Self::Gc, Self::Status, Self::Version];
 
-    const fn as_str(self) -> &'static str {
+    /// Returns the value of `CNI_COMMAND`.
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Add => "ADD",
             Self::Del => "DEL",
@@ -99,6 +100,8 @@ pub struct Call {
     pub attachment: Attachment,
     /// `CNI_ARGS` as they are; a DEL works whatever they say.
     pub args: String,
+    /// The directories that other plugins are in, separated by colons (`CNI_PATH`).
+    pub path: String,
     /// Whether the sandbox may be the namespace that this process is in.
     pub own_netns_allowed: bool,
     /// The version of the configuration and so of the result.
@@ -112,8 +115,24 @@ pub struct Call {
 pub struct NetworkCall {
     /// Which network.
     pub network: Id,
+    /// The directories that other plugins are in, separated by colons (`CNI_PATH`).
+    pub path: String,
     /// The configuration.
     pub config: Map<String, Value>,
+}
+
+impl Call {
+    /// The same call for a delegate, which has a configuration of its own.
+    pub fn with_config(&self, config: Map<String, Value>) -> Self {
+        Self { config, ..self.clone() }
+    }
+}
+
+impl NetworkCall {
+    /// The same call for a delegate, which has a configuration of its own.
+    pub fn with_config(&self, config: Map<String, Value>) -> Self {
+        Self { config, ..self.clone() }
+    }
 }
 
 /// A command with all that it needs.
@@ -255,6 +274,7 @@ struct Environment {
     netns: String,
     if_name: String,
     args: String,
+    path: String,
     netns_override: String,
 }
 
@@ -296,8 +316,8 @@ impl Environment {
         if !missing.is_empty() {
             return Err(InvocationError::Missing(missing));
         }
-        let [command, container_id, netns, if_name, args, _path, netns_override] = values;
-        Ok(Self { command, container_id, netns, if_name, args, netns_override })
+        let [command, container_id, netns, if_name, args, path, netns_override] = values;
+        Ok(Self { command, container_id, netns, if_name, args, path, netns_override })
     }
 
     fn request(
@@ -308,7 +328,8 @@ impl Environment {
         config: Map<String, Value>,
     ) -> Result<Request, InvocationError> {
         let netns = (!self.netns.is_empty()).then(|| PathBuf::from(&self.netns));
-        let whole = |network, config| NetworkCall { network, config };
+        let path = self.path.clone();
+        let whole = |network, config| NetworkCall { network, path, config };
         Ok(match command {
             Command::Add => {
                 Request::Add(self.call(network, version, config)?, netns.unwrap_or_default())
@@ -336,6 +357,7 @@ impl Environment {
         Ok(Call {
             attachment: Attachment { network, container, if_name },
             args: self.args.clone(),
+            path: self.path.clone(),
             own_netns_allowed: allowed == "1" || allowed.eq_ignore_ascii_case("true"),
             version,
             config,

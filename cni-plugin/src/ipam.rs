@@ -3,6 +3,7 @@
 
 pub mod config;
 pub mod fixed;
+pub mod held;
 pub mod range;
 pub mod resolv_conf;
 pub mod source;
@@ -16,6 +17,7 @@ use std::{fs, io};
 use crate::invocation::{Attachment, Id};
 use crate::result::{Dns, Ip};
 use config::HostLocal;
+use held::Held;
 use range::{Range, RangeSet};
 use store::{LockedStore, Owner, Reservation, Store, StoreError};
 
@@ -79,20 +81,27 @@ pub enum NoAddress {
 
 /// Addresses for an attachment, given back when dropped.
 #[derive(Debug, Default)]
-pub struct Allocation {
+pub struct Allocation<'a> {
     /// One for each range set, with its gateway.
     pub ips: Vec<Ip>,
     reservations: Vec<Reservation>,
+    held: Option<Held<'a>>,
 }
 
-impl Allocation {
+impl<'a> Allocation<'a> {
     /// Addresses that nobody else can take.
     pub const fn of(ips: Vec<Ip>) -> Self {
-        Self { ips, reservations: Vec::new() }
+        Self { ips, reservations: Vec::new(), held: None }
+    }
+
+    /// Addresses that somebody else's plugin gave.
+    pub const fn held(ips: Vec<Ip>, held: Held<'a>) -> Self {
+        Self { ips, reservations: Vec::new(), held: Some(held) }
     }
 
     /// Keeps the addresses.
     pub fn commit(self) -> Vec<Ip> {
+        self.held.into_iter().for_each(Held::commit);
         self.reservations.into_iter().for_each(Reservation::commit);
         self.ips
     }
@@ -106,15 +115,15 @@ impl Allocation {
 /// # Errors
 /// If a range set has none left, if the attachment has one already, or if an address was asked for
 /// that cannot be had. Nothing is taken then.
-pub fn allocate(
+pub fn allocate<'a>(
     ipam: &HostLocal,
     attachment: &Attachment,
     fresh: bool,
-) -> Result<Allocation, IpamError> {
+) -> Result<Allocation<'a>, IpamError> {
     let store = Store::open(&ipam.data_dir, &attachment.network)?;
     let owner = Owner::of(attachment);
     let mut requested = ipam.requested.clone();
-    let mut allocation = Allocation { ips: Vec::new(), reservations: Vec::new() };
+    let mut allocation = Allocation::default();
     for (index, set) in ipam.sets.iter().enumerate() {
         let wanted = requested.iter().position(|ip| set.find(*ip).is_some());
         let wanted = wanted.map(|place| requested.remove(place));
@@ -231,7 +240,7 @@ mod tests {
         }
     }
 
-    fn addresses(allocation: &Allocation) -> Vec<String> {
+    fn addresses(allocation: &Allocation<'_>) -> Vec<String> {
         allocation.ips.iter().map(|ip| ip.address.to_string()).collect()
     }
 

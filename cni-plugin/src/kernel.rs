@@ -1,6 +1,7 @@
 //! Brings the kernel to a desired state, beside what belongs to others.
 
 use std::io;
+use std::net::IpAddr;
 
 use fabric::link_name::LinkName;
 use fabric::netlink::{ApplyError, NetlinkError, Scope, Socket, apply, observe};
@@ -22,6 +23,24 @@ pub enum KernelError {
     /// It refused an operation.
     #[error(transparent)]
     Refused(#[from] ApplyError),
+    /// Somebody else on the link has an address already.
+    #[error("link {0} has address {1} in DADFAILED state")]
+    Duplicate(LinkName, IpAddr),
+    /// Nobody knows whether somebody else has an address.
+    #[error("link {0} still has tentative address {1}")]
+    Tentative(LinkName, IpAddr),
+    /// It refused a parameter.
+    #[error("cannot set {key}")]
+    Sysctl {
+        /// Which one.
+        key: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The interface that is to be changed is not there.
+    #[error("failed to lookup {:?}: Link not found", .0.as_str())]
+    NoLink(LinkName),
     /// The attachment stays without connection.
     #[error("bridge port in error state: {0} is not up")]
     PortDown(LinkName),

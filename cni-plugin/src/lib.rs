@@ -17,14 +17,19 @@ pub mod process;
 pub mod version;
 
 pub mod attachment;
+pub mod bandwidth;
 pub mod bridge;
 pub mod delegate;
+pub mod external;
 pub mod ipam;
 pub mod masquerade;
 pub mod portmap;
 pub mod sharing;
+pub mod tuning;
 
 pub mod filter;
+pub mod firewall;
+pub mod iptables;
 pub mod kernel;
 pub mod sandbox;
 pub mod state;

@@ -3,19 +3,30 @@
 //! They stand in the table that the Go plugins use too and look as theirs do, so that either program
 //! can remove what the other one made. A rule is found by the hash in its comment.
 
+pub mod iptables;
+
 use fabric::packet_filter::{
     Chain, Family, Hook, Match, Ownership, Rule, Ruleset, Table, TableId, Verdict,
 };
 use ipnetwork::IpNetwork;
 use sha2::{Digest, Sha512};
 
+use crate::filter::{Engine, Rules};
 use crate::invocation::{Attachment, Id};
 
 /// Longer comments are refused by the kernel (`NFT_USERDATA_MAXLEN`, less what frames them).
 const COMMENT_BYTES: usize = 128;
 
 /// Returns the rules for an attachment with these addresses, each with the length of its subnet.
-pub fn rules(attachment: &Attachment, addresses: impl Iterator<Item = IpNetwork>) -> Ruleset {
+pub fn rules(attachment: &Attachment, engine: Engine, addresses: &[IpNetwork]) -> Rules {
+    let addresses = addresses.iter().copied();
+    match engine {
+        Engine::Nftables => Rules::of_nftables(nftables(attachment, addresses)),
+        Engine::Iptables => Rules::of_iptables(iptables::tables(attachment, addresses)),
+    }
+}
+
+fn nftables(attachment: &Attachment, addresses: impl Iterator<Item = IpNetwork>) -> Ruleset {
     let comment = comment(attachment);
     let checks = addresses.map(|address| Rule {
         matches: vec![
@@ -126,7 +137,7 @@ mod tests {
     #[test]
     fn each_address_is_hidden_from_all_but_its_subnet() {
         let addresses = ["10.1.2.5/24", "fd00::5/64"].map(|ip| ip.parse().unwrap());
-        let ruleset = rules(&attachment("unit-test", "one"), addresses.into_iter());
+        let ruleset = nftables(&attachment("unit-test", "one"), addresses.into_iter());
         let [table] = ruleset.tables.as_slice() else { panic!("one table") };
         let [checks, postrouting] = table.chains.as_slice() else { panic!("two chains") };
         let matches: Vec<_> = checks.rules.iter().map(|rule| rule.matches.clone()).collect();

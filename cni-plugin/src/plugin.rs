@@ -20,12 +20,27 @@ pub enum Plugin {
     Portmap,
     /// Hands out the addresses that the configuration names.
     Static,
+    /// Limits how much a pod may send and receive.
+    Bandwidth,
+    /// Lets the node forward for a pod.
+    Firewall,
+    /// Changes properties of a pod's interface and parameters of its namespace.
+    Tuning,
 }
 
 impl Plugin {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Flannel, Self::Bridge, Self::HostLocal, Self::Loopback, Self::Portmap, Self::Static];
+    pub const ALL: [Self; 9] = [
+        Self::Flannel,
+        Self::Bridge,
+        Self::HostLocal,
+        Self::Loopback,
+        Self::Portmap,
+        Self::Static,
+        Self::Bandwidth,
+        Self::Firewall,
+        Self::Tuning,
+    ];
 
     /// Returns the name that network lists have for it.
     pub const fn as_str(self) -> &'static str {
@@ -36,6 +51,9 @@ impl Plugin {
             Self::Loopback => "loopback",
             Self::Portmap => "portmap",
             Self::Static => "static",
+            Self::Bandwidth => "bandwidth",
+            Self::Firewall => "firewall",
+            Self::Tuning => "tuning",
         }
     }
 
@@ -48,7 +66,10 @@ impl Plugin {
             | Self::HostLocal
             | Self::Loopback
             | Self::Portmap
-            | Self::Static => Version::V0_1_0,
+            | Self::Static
+            | Self::Tuning => Version::V0_1_0,
+            Self::Firewall => Version::V0_4_0,
+            Self::Bandwidth => Version::V0_3_0,
         }
     }
 

@@ -1,23 +1,22 @@
 //! Ports of the node that lead to a pod: what a configuration says of them, and the rules that make
 //! it true. Pure.
-//!
-//! The rules stand in the tables of the Go plugin's nftables back end. Only what is sent to an
-//! address of the node itself is looked at, so that a port mapping never takes what is for others.
-//! Rules for one address of the node come before those for all of them.
 
-use std::net::{IpAddr, Ipv4Addr};
+pub mod conditions;
+pub mod iptables;
+pub mod nftables;
+
+use std::net::IpAddr;
 
 use fabric::json;
 use fabric::link_name::LinkName;
-use fabric::packet_filter::{
-    Chain, Family, Hook, Match, Ownership, Rule, Ruleset, Table, TableId, Transport, Verdict,
-};
+use fabric::packet_filter::{Match, Transport};
 use ipnetwork::IpNetwork;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use crate::filter::Rules;
 use crate::invocation::Attachment;
-use crate::masquerade;
+use conditions::Conditions;
 
 /// Ports that lead to a pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,6 +25,32 @@ pub struct PortMap {
     pub mappings: Vec<Mapping>,
     /// Whose packets get the node's address on their way.
     pub masquerade: Masquerade,
+    /// What the rules are put into.
+    pub backend: Backend,
+}
+
+/// What rules are put into, with what only that understands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Backend {
+    /// nftables, with further conditions on what is led to the pod.
+    Nftables(Conditions<Match>),
+    /// iptables, with further conditions as its arguments.
+    Iptables(Conditions<String>, Marking),
+}
+
+/// How iptables remembers whose packets get the node's address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Marking {
+    /// By this bit of the mark.
+    Bit(u8),
+    /// By whatever this chain of table `nat` does, which somebody else made.
+    Chain(String),
+}
+
+impl Default for Backend {
+    fn default() -> Self {
+        Self::Nftables(Conditions::default())
+    }
 }
 
 /// Whose packets get the node's address, so that the answer comes back through it.
@@ -70,6 +95,22 @@ pub enum PortMapError {
     /// There is no such way to lead ports.
     #[error("failed to parse config: unrecognized backend {0:?}")]
     Backend(String),
+    /// Options of one back end are given to the other.
+    #[error(
+        "failed to parse config: {requested} backend was requested but configuration contains \
+         {other}-specific options [{}]", options.join(" ")
+    )]
+    OtherBackend {
+        /// The one that was asked for.
+        requested: &'static str,
+        /// The one that the options are of.
+        other: &'static str,
+        /// The options.
+        options: Vec<&'static str>,
+    },
+    /// There are two ways to mark packets.
+    #[error("failed to parse config: Cannot specify externalSetMarkChain and markMasqBit")]
+    TwoMarks,
     /// The mark is not one bit of 32.
     #[error("failed to parse config: MasqMarkBit must be between 0 and 31")]
     MarkBit,
@@ -139,14 +180,14 @@ impl PortMap {
     pub fn new(config: &Map<String, Value>) -> Result<Self, PortMapError> {
         let raw: RawPortMap =
             json::from_value(config.clone().into()).map_err(PortMapError::Json)?;
-        raw.check()?;
+        let backend = raw.backend()?;
         let masquerade = match (raw.snat, raw.masq_all) {
             (false, _) => Masquerade::Nobody,
             (true, false) => Masquerade::Hairpin,
             (true, true) => Masquerade::All,
         };
         let mappings = raw.runtime_config.port_mappings.iter().map(RawMapping::check);
-        Ok(Self { mappings: mappings.collect::<Result<_, _>>()?, masquerade })
+        Ok(Self { mappings: mappings.collect::<Result<_, _>>()?, masquerade, backend })
     }
 
     /// Whether there are none.
@@ -167,26 +208,62 @@ impl PortMap {
     }
 }
 
+/// The bit of the mark that the Go plugin uses too.
+const MARK_BIT: u8 = 13;
+
 impl RawPortMap {
-    fn check(&self) -> Result<(), PortMapError> {
-        let unsupported =
-            |key, value: Value| Err(PortMapError::Unsupported { key, value: value.to_string() });
+    fn backend(&self) -> Result<Backend, PortMapError> {
+        let of_iptables = self.options_of(conditions::are_of_iptables, true);
+        let of_nftables = self.options_of(|tokens| !conditions::are_of_iptables(tokens), false);
+        let misplaced = |requested, other, options| {
+            Err(PortMapError::OtherBackend { requested, other, options })
+        };
+        let marking = self.marking()?;
         match self.backend.as_str() {
-            "" | "nftables" => {}
-            "iptables" => return unsupported("backend", "iptables".into()),
-            unknown => return Err(PortMapError::Backend(unknown.to_owned())),
+            "" if of_iptables.is_empty() => self.nftables(),
+            "nftables" if of_iptables.is_empty() => self.nftables(),
+            "nftables" => misplaced("nftables", "iptables", of_iptables),
+            "" | "iptables" if of_nftables.is_empty() => {
+                let conditions =
+                    Conditions { v4: self.conditions_v4.clone(), v6: self.conditions_v6.clone() };
+                Ok(Backend::Iptables(conditions, marking))
+            }
+            "" | "iptables" => misplaced("iptables", "nftables", of_nftables),
+            unknown => Err(PortMapError::Backend(unknown.to_owned())),
         }
-        if self.mark_masq_bit.is_some_and(|bit| !(0..32).contains(&bit)) {
-            return Err(PortMapError::MarkBit);
+    }
+
+    fn nftables(&self) -> Result<Backend, PortMapError> {
+        let parse = |key, tokens: &Vec<String>| {
+            let matches = conditions::parse(tokens);
+            let value = || Value::from(tokens.clone()).to_string();
+            matches.ok_or_else(|| PortMapError::Unsupported { key, value: value() })
+        };
+        let v4 = parse("conditionsV4", &self.conditions_v4)?;
+        let v6 = parse("conditionsV6", &self.conditions_v6)?;
+        Ok(Backend::Nftables(Conditions { v4, v6 }))
+    }
+
+    /// The options that only one of the back ends understands.
+    fn options_of(&self, are_its: fn(&[String]) -> bool, has_chain: bool) -> Vec<&'static str> {
+        let is_its = |tokens: &Vec<String>| !tokens.is_empty() && are_its(tokens);
+        let options = [
+            ("externalSetMarkChain", has_chain && !self.external_set_mark_chain.is_empty()),
+            ("conditionsV4", is_its(&self.conditions_v4)),
+            ("conditionsV6", is_its(&self.conditions_v6)),
+        ];
+        options.into_iter().filter(|(_, given)| *given).map(|(option, _)| option).collect()
+    }
+
+    fn marking(&self) -> Result<Marking, PortMapError> {
+        let bit = self.mark_masq_bit.map(|bit| u8::try_from(bit).ok().filter(|bit| *bit < 32));
+        match (bit, self.external_set_mark_chain.as_str()) {
+            (Some(None), _) => Err(PortMapError::MarkBit),
+            (Some(Some(bit)), "") => Ok(Marking::Bit(bit)),
+            (Some(Some(_)), _) => Err(PortMapError::TwoMarks),
+            (None, "") => Ok(Marking::Bit(MARK_BIT)),
+            (None, chain) => Ok(Marking::Chain(chain.to_owned())),
         }
-        if !self.external_set_mark_chain.is_empty() {
-            let chain = self.external_set_mark_chain.as_str();
-            return unsupported("externalSetMarkChain", chain.into());
-        }
-        let conditions =
-            [("conditionsV4", &self.conditions_v4), ("conditionsV6", &self.conditions_v6)];
-        let given = conditions.into_iter().find(|(_, conditions)| !conditions.is_empty());
-        given.map_or(Ok(()), |(key, conditions)| unsupported(key, conditions.clone().into()))
     }
 }
 
@@ -212,109 +289,17 @@ impl RawMapping {
 }
 
 /// Returns the rules for an attachment with these addresses, of which the first of each family
-/// counts, and which is reached by `link`.
-pub fn rules(attachment: &Attachment, map: &PortMap, pod: &[IpAddr], link: LinkName) -> Ruleset {
-    let of_family = |is_v4: bool| pod.iter().copied().find(|ip| ip.is_ipv4() == is_v4);
-    let tables = [(Family::Ip, true), (Family::Ip6, false)].map(|(family, is_v4)| {
-        let chains = of_family(is_v4).map(|pod| chains(attachment, map, pod, link));
-        table(family, masquerade::mark(attachment), chains.unwrap_or_default())
-    });
-    Ruleset { tables: tables.into() }
-}
-
-/// Returns the tables that have rules of attachments, to look through.
-pub fn tables() -> Ruleset {
-    let table = |family| table(family, String::new(), Vec::new());
-    Ruleset { tables: vec![table(Family::Ip), table(Family::Ip6)] }
-}
-
-fn table(family: Family, mark: String, chains: Vec<Chain>) -> Table {
-    Table {
-        id: TableId { family, name: "cni_hostport".to_owned() },
-        ownership: Ownership::Marked(mark),
-        comment: Some("CNI portmap plugin".to_owned()),
-        chains,
-    }
-}
-
-fn chains(attachment: &Attachment, map: &PortMap, pod: IpAddr, link: LinkName) -> Vec<Chain> {
-    let chain = |name: &str, hook, rules| Chain { name: name.to_owned(), hook, rules };
-    let jump = |matches, to: &str| plain(matches, Verdict::Jump(to.to_owned()));
-    let (one, all): (Vec<_>, Vec<_>) = map
-        .mappings
-        .iter()
-        .filter(|mapping| mapping.host_ip.is_none_or(|ip| ip.is_ipv4() == pod.is_ipv4()))
-        .map(|mapping| translation(attachment, mapping, pod))
-        .partition(|rule| matches!(rule.matches[0], Match::Destination(..)));
-    if one.is_empty() && all.is_empty() {
-        return Vec::new();
-    }
-    let local = || vec![jump(vec![Match::LocalDestination], "hostports_all")];
-    let both = vec![jump(Vec::new(), "hostip_hostports"), jump(Vec::new(), "hostports")];
-    let mut chains = vec![
-        chain("hostip_hostports", None, one),
-        chain("hostports", None, all),
-        chain("hostports_all", None, both),
-        chain("prerouting", Some(Hook::NatPrerouting), local()),
-        chain("output", Some(Hook::NatOutput), local()),
-    ];
-    let masqueraded = masqueraded(attachment, map.masquerade, pod);
-    if !masqueraded.is_empty() {
-        chains.push(chain("masquerading", Some(Hook::NatPostrouting), masqueraded));
-        if pod.is_ipv4() {
-            chains.push(chain("martians", Some(Hook::FilterPrerouting), martians(link)));
+/// counts, each with the length of its subnet, and which is reached by `link`.
+pub fn rules(attachment: &Attachment, map: &PortMap, pod: &[IpNetwork], link: LinkName) -> Rules {
+    match &map.backend {
+        Backend::Nftables(conditions) => {
+            let pod: Vec<IpAddr> = pod.iter().map(IpNetwork::ip).collect();
+            Rules::of_nftables(nftables::rules(attachment, map, conditions, &pod, link))
+        }
+        Backend::Iptables(conditions, marking) => {
+            Rules::of_iptables(iptables::tables(attachment, map, (conditions, marking), pod, link))
         }
     }
-    chains
-}
-
-fn translation(attachment: &Attachment, mapping: &Mapping, pod: IpAddr) -> Rule {
-    let host_ip = mapping.host_ip.filter(|ip| !ip.is_unspecified());
-    let host_ip = host_ip.map(|ip| Match::Destination(IpNetwork::from(ip), true));
-    let port = Match::DestinationPort(mapping.transport, mapping.host_port);
-    let to = (pod, mapping.container_port).into();
-    Rule {
-        matches: host_ip.into_iter().chain([port]).collect(),
-        verdict: Verdict::DestinationNat(to),
-        comment: Some(masquerade::comment(attachment)),
-    }
-}
-
-fn masqueraded(attachment: &Attachment, masquerade: Masquerade, pod: IpAddr) -> Vec<Rule> {
-    let sources = match masquerade {
-        Masquerade::Nobody => Vec::new(),
-        Masquerade::Hairpin if pod.is_ipv4() => {
-            vec![IpNetwork::from(pod), IpNetwork::from(IpAddr::V4(Ipv4Addr::LOCALHOST))]
-        }
-        Masquerade::Hairpin => vec![IpNetwork::from(pod)],
-        Masquerade::All => vec![everybody(pod.is_ipv4())],
-    };
-    let rule = |source| Rule {
-        matches: vec![Match::Source(source, true), Match::Destination(IpNetwork::from(pod), true)],
-        verdict: Verdict::Masquerade { fully_random: false },
-        comment: Some(masquerade::comment(attachment)),
-    };
-    sources.into_iter().map(rule).collect()
-}
-
-fn everybody(is_v4: bool) -> IpNetwork {
-    let any = if is_v4 { IpAddr::from([0; 4]) } else { IpAddr::from([0; 16]) };
-    IpNetwork::new(any, 0).expect("zero is a prefix length")
-}
-
-/// Where the node's loopback addresses lead somewhere, the kernel does not keep others from using
-/// them any more (`route_localnet` of its `networking/ip-sysctl`).
-fn martians(link: LinkName) -> Vec<Rule> {
-    let loopback = || "127.0.0.0/8".parse().expect("a network");
-    let from_link = |condition| plain(vec![Match::InputInterface(link), condition], Verdict::Drop);
-    vec![
-        from_link(Match::Destination(loopback(), true)),
-        from_link(Match::Source(loopback(), true)),
-    ]
-}
-
-fn plain(matches: Vec<Match>, verdict: Verdict) -> Rule {
-    Rule { matches, verdict, comment: None }
 }
 
 #[cfg(test)]

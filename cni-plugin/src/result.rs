@@ -182,6 +182,18 @@ impl AddResult {
     }
 }
 
+impl AddResult {
+    /// Reads the result of a plugin that was called with a configuration in `version`. It may be in
+    /// another one if it says so.
+    ///
+    /// # Errors
+    /// If it does not decode, or is in a version that does not exist.
+    pub fn decode_any(version: Version, result: Value) -> Result<Self, ResultError> {
+        let said: Said = json::from_value(result.clone()).map_err(ResultError::Malformed)?;
+        Self::decode(Version::exact(&said.cni_version).unwrap_or(version), result)
+    }
+}
+
 /// Versions whose results differ in nothing but the version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Generation {

@@ -7,6 +7,9 @@ use fabric::link_name::LinkName;
 use fabric::netstate::{Address, LinkKind, NetState, Route, RouteKey};
 use ipnetwork::IpNetwork;
 
+use crate::bandwidth;
+use crate::invocation::Attachment;
+
 /// Something that is there and should not be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Conflict {
@@ -26,6 +29,9 @@ pub enum Conflict {
     /// There is such an attachment already.
     #[error("the host's end \"{0}\" of this attachment already exists")]
     HostVeth(LinkName),
+    /// The name of the link for what comes from the pod belongs to something else.
+    #[error("\"{0}\" already exists but is not for what comes from this attachment")]
+    Ifb(LinkName),
     /// The sandbox has such an interface already.
     #[error("interface \"{0}\" already exists in the sandbox")]
     Interface(LinkName),
@@ -40,18 +46,35 @@ pub fn check_sandbox(if_name: LinkName, observed: &NetState) -> Result<(), Confl
     if taken { Err(Conflict::Interface(if_name)) } else { Ok(()) }
 }
 
-/// Finds what on the host is in the way of `desired`, with or without leave to `force` addresses
-/// off the bridge.
+/// Finds out whether the name of the link for what comes from the pod is free, or that link is there.
+///
+/// # Errors
+/// If something else has the name.
+pub fn check_ifb(attachment: &Attachment, observed: &NetState) -> Result<(), Conflict> {
+    let name = bandwidth::ifb(attachment);
+    let is_ours = |link| bandwidth::is_ifb_of(attachment, name, link);
+    if observed.links.get(&name).is_none_or(is_ours) { Ok(()) } else { Err(Conflict::Ifb(name)) }
+}
+
+/// Finds what on the host is in the way of `desired`, of which `veth` is not shared, with or without
+/// leave to `force` addresses off the bridge.
 ///
 /// # Errors
 /// If something is.
-pub fn check_host(desired: &NetState, observed: &NetState, force: bool) -> Result<(), Conflict> {
+pub fn check_host(
+    veth: LinkName,
+    desired: &NetState,
+    observed: &NetState,
+    force: bool,
+) -> Result<(), Conflict> {
     for (name, link) in &desired.links {
         match (&link.kind, observed.links.get(name)) {
             (LinkKind::Bridge, Some(present)) if present.kind != LinkKind::Bridge => {
                 return Err(Conflict::NotABridge(*name));
             }
-            (LinkKind::Veth(_), Some(_)) => return Err(Conflict::HostVeth(*name)),
+            (LinkKind::Veth(_), Some(_)) if *name == veth => {
+                return Err(Conflict::HostVeth(*name));
+            }
             _ => {}
         }
     }
@@ -86,6 +109,12 @@ pub fn among_others(desired: &NetState, observed: &NetState) -> NetState {
     for (key, route) in &observed.routes {
         state.routes.entry(*key).or_insert(*route);
     }
+    for (link, bucket) in &observed.shapers {
+        state.shapers.entry(*link).or_insert(*bucket);
+    }
+    for (link, to) in &observed.redirects {
+        state.redirects.entry(*link).or_insert(*to);
+    }
     state
 }
 
@@ -104,9 +133,13 @@ fn opposing_addresses<'a>(
     desired: &'a NetState,
     observed: &'a NetState,
 ) -> impl Iterator<Item = (&'a Address, &'a Address)> {
-    let is_bridge = |link| desired.links.get(link).is_some_and(|l| l.kind == LinkKind::Bridge);
+    // The other kind of gateway is that of a VLAN.
+    let is_gateway = |link| {
+        let link = desired.links.get(link);
+        link.is_some_and(|l| matches!(l.kind, LinkKind::Bridge | LinkKind::Veth(Some(_))))
+    };
     let missing = desired.addresses.difference(&observed.addresses);
-    let missing = missing.filter(move |wanted| is_bridge(&wanted.link));
+    let missing = missing.filter(move |wanted| is_gateway(&wanted.link));
     missing.flat_map(|wanted| {
         let opposes =
             |present: &&Address| present.link == wanted.link && oppose(present.ip, wanted.ip);
@@ -181,11 +214,11 @@ mod tests {
             ),
         ];
         for (observed, expected) in table {
-            let conflict = check_host(&desired(), &observed, false).err();
+            let conflict = check_host(name("veth1"), &desired(), &observed, false).err();
             assert_eq!(conflict.map(|c| c.to_string()).as_deref(), expected, "{observed:?}");
         }
         let observed = state(&bridge, &[("cni0", "10.1.9.1/24")]);
-        assert_eq!(check_host(&desired(), &observed, true), Ok(()));
+        assert_eq!(check_host(name("veth1"), &desired(), &observed, true), Ok(()));
     }
 
     #[test]

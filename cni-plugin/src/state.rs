@@ -1,7 +1,13 @@
-//! The delegate's configuration, kept in a file for each container from ADD to DEL.
+//! The delegate's configuration, kept in a file for each attachment from ADD to DEL.
 //!
-//! The format is that of flannel's own plugin, so that a node can change from one to the other under
-//! running pods. DEL works without the file too, if it has to.
+//! ```text
+//! DIRECTORY/CONTAINER                      the container's first attachment
+//! DIRECTORY/CONTAINER@NETWORK@INTERFACE    its others
+//! ```
+//!
+//! The first is what flannel's own plugin knows, so that a node can change from one to the other
+//! under running pods. There it is the only one, for whatever attachment came last; so ours say in
+//! one key more which interface they are for. DEL works without the file too, if it has to.
 
 use std::fs;
 use std::io;
@@ -11,11 +17,27 @@ use fabric::json;
 use fabric::subnet_file::atomic;
 use serde_json::{Map, Value};
 
-use crate::invocation::Id;
+use crate::invocation::{Attachment, Id};
 
-/// Where the configuration of a container's delegate is kept.
+/// The key that says which interface of the container it is about.
+const IF_NAME: &str = "ifName";
+
+/// Where the configuration of an attachment's delegate is kept.
 #[derive(Clone, Debug)]
 pub struct StateFile {
+    data_dir: PathBuf,
+    attachment: Attachment,
+}
+
+/// A file that is kept for an attachment of a network.
+#[derive(Debug)]
+pub struct Kept {
+    /// The container.
+    pub container: Id,
+    /// The interface, unless flannel's own plugin wrote the file.
+    pub if_name: Option<String>,
+    /// What it holds.
+    pub state: State,
     path: PathBuf,
 }
 
@@ -41,32 +63,37 @@ pub struct StateError {
 }
 
 impl StateFile {
-    /// The file for `container` in `data_dir`.
-    pub fn of(data_dir: &Path, container: &Id) -> Self {
-        Self { path: data_dir.join(container.as_str()) }
+    /// The file for `attachment` in `data_dir`.
+    pub fn of(data_dir: &Path, attachment: &Attachment) -> Self {
+        Self { data_dir: data_dir.to_owned(), attachment: attachment.clone() }
     }
 
-    /// All files in `data_dir` that are kept for a network, with the containers that they are for.
-    pub fn all(data_dir: &Path, network: &Id) -> Vec<(Id, Self)> {
+    /// All files in `data_dir` that are kept for a network.
+    pub fn all(data_dir: &Path, network: &Id) -> Vec<Kept> {
         let entries = fs::read_dir(data_dir).into_iter().flatten().flatten();
-        let containers = entries.filter_map(|entry| Id::new(entry.file_name().to_str()?));
-        let files = containers.map(|container| (container.clone(), Self::of(data_dir, &container)));
-        files.filter(|(_, file)| file.read_for(network) != State::Missing).collect()
+        let kept = entries.filter_map(|entry| {
+            let name = entry.file_name();
+            let container = Id::new(name.to_str()?.split('@').next()?)?;
+            let (state, if_name) = read(&entry.path());
+            let is_of_network = match &state {
+                State::Missing => false,
+                State::Damaged => true,
+                State::Delegate(delegate) => is_of_network(delegate, network),
+            };
+            is_of_network.then(|| Kept { container, if_name, state, path: entry.path() })
+        });
+        kept.collect()
     }
 
-    /// Reads the file. A container may be attached to several networks, but there is only one file
-    /// for it; what is kept for another network counts as nothing.
-    pub fn read_for(&self, network: &Id) -> State {
-        match fs::read(&self.path) {
-            Ok(bytes) => match json::from_slice::<Map<String, Value>>(&bytes) {
-                Ok(delegate) if delegate.get("name") == Some(&network.as_str().into()) => {
-                    State::Delegate(delegate)
-                }
-                Ok(_) => State::Missing,
-                Err(_) => State::Damaged,
-            },
-            Err(error) if error.kind() == io::ErrorKind::NotFound => State::Missing,
-            Err(_) => State::Damaged,
+    /// Reads the file.
+    pub fn read(&self) -> State {
+        let path = self.present();
+        let (state, if_name) = read(&path);
+        match &state {
+            State::Delegate(delegate) if !self.is_ours(delegate, if_name.as_deref()) => {
+                State::Missing
+            }
+            _ => state,
         }
     }
 
@@ -75,11 +102,15 @@ impl StateFile {
     /// # Errors
     /// If the file cannot be written; what was there is then still there.
     pub fn save(&self, delegate: &Map<String, Value>) -> Result<Saved, StateError> {
-        let previous = fs::read(&self.path).ok();
-        let text = serde_json::to_vec(delegate).expect("all keys are text");
-        let written = atomic::create_parent(&self.path, 0o700).and_then(|()| self.write(&text));
-        written.map_err(self.cannot("write"))?;
-        Ok(Saved { file: self.clone(), previous, committed: false })
+        let path = self.free();
+        let previous = fs::read(&path).ok();
+        let is_first = previous.is_none() && path == self.first();
+        let mut delegate = delegate.clone();
+        delegate.insert(IF_NAME.to_owned(), self.attachment.if_name.as_str().into());
+        let text = serde_json::to_vec(&delegate).expect("all keys are text");
+        let written = atomic::create_parent(&path, 0o700).and_then(|()| write(&path, &text));
+        written.map_err(cannot("write", &path))?;
+        Ok(Saved { path, previous, is_first, committed: false })
     }
 
     /// Removes the file, if it is there, and what killed processes had not finished of it.
@@ -87,25 +118,45 @@ impl StateFile {
     /// # Errors
     /// If it stays.
     pub fn remove(&self) -> Result<(), StateError> {
-        self.remove_leftovers()?;
-        match fs::remove_file(&self.path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            result => result.map_err(self.cannot("remove")),
+        for path in [self.first(), self.further()] {
+            remove_leftovers(&path)?;
+        }
+        if self.read() == State::Missing { Ok(()) } else { remove(&self.present()) }
+    }
+
+    /// The file that flannel's own plugin would have.
+    fn first(&self) -> PathBuf {
+        self.data_dir.join(self.attachment.container.as_str())
+    }
+
+    /// A file of its own. An [`Id`] has no `@`.
+    fn further(&self) -> PathBuf {
+        let Attachment { network, container, if_name } = &self.attachment;
+        self.data_dir.join(format!("{container}@{network}@{if_name}"))
+    }
+
+    /// The one to read.
+    fn present(&self) -> PathBuf {
+        let further = self.further();
+        if further.exists() { further } else { self.first() }
+    }
+
+    /// The one to write: the first unless another attachment has it.
+    fn free(&self) -> PathBuf {
+        let path = self.present();
+        match read(&path) {
+            (State::Delegate(delegate), if_name)
+                if !self.is_ours(&delegate, if_name.as_deref()) =>
+            {
+                self.further()
+            }
+            _ => path,
         }
     }
 
-    /// Removes what killed processes had not finished of the file.
-    ///
-    /// # Errors
-    /// If some of it stays.
-    pub fn remove_leftovers(&self) -> Result<(), StateError> {
-        for path in self.leftovers().unwrap_or_default() {
-            match fs::remove_file(&path) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                result => result.map_err(self.cannot("remove what was not finished of"))?,
-            }
-        }
-        Ok(())
+    fn is_ours(&self, delegate: &Map<String, Value>, if_name: Option<&str>) -> bool {
+        is_of_network(delegate, &self.attachment.network)
+            && if_name.is_none_or(|name| name == self.attachment.if_name.as_str())
     }
 
     /// Removes what processes that are gone had not finished in `data_dir`, of any file.
@@ -121,42 +172,85 @@ impl StateFile {
             }
         }
     }
+}
 
-    /// Their names begin with a dot and the name of the file, and end with the process.
-    fn leftovers(&self) -> Option<Vec<PathBuf>> {
-        let prefix = format!(".{}.", self.path.file_name()?.to_str()?);
-        let is_leftover = |entry: &fs::DirEntry| {
-            let name = entry.file_name();
-            let process = name.to_str().and_then(|name| name.strip_prefix(&prefix));
-            process.is_some_and(|process| process.bytes().all(|digit| digit.is_ascii_digit()))
-        };
-        let entries = fs::read_dir(self.path.parent()?).ok()?.flatten();
-        Some(entries.filter(is_leftover).map(|entry| entry.path()).collect())
+impl Kept {
+    /// Removes the file, if it is still there.
+    ///
+    /// # Errors
+    /// If it stays.
+    pub fn remove(&self) -> Result<(), StateError> {
+        remove_leftovers(&self.path)?;
+        remove(&self.path)
     }
+}
 
-    fn write(&self, content: &[u8]) -> io::Result<()> {
-        atomic::replace(&self.path, content, 0o600)
-    }
+/// Returns what is in a file, and the interface that it is about.
+fn read(path: &Path) -> (State, Option<String>) {
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return (State::Missing, None),
+        Err(_) => return (State::Damaged, None),
+    };
+    let Ok(mut delegate) = json::from_slice::<Map<String, Value>>(&bytes) else {
+        return (State::Damaged, None);
+    };
+    let if_name = delegate.remove(IF_NAME);
+    let if_name = if_name.and_then(|name| name.as_str().map(str::to_owned));
+    (State::Delegate(delegate), if_name)
+}
 
-    fn cannot(&self, verb: &'static str) -> impl FnOnce(io::Error) -> StateError {
-        let path = self.path.clone();
-        move |source| StateError { verb, path, source }
+fn is_of_network(delegate: &Map<String, Value>, network: &Id) -> bool {
+    delegate.get("name").and_then(Value::as_str) == Some(network.as_str())
+}
+
+fn write(path: &Path, content: &[u8]) -> io::Result<()> {
+    atomic::replace(path, content, 0o600)
+}
+
+fn remove(path: &Path) -> Result<(), StateError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result.map_err(cannot("remove", path)),
     }
+}
+
+/// Removes what killed processes had not finished of a file.
+fn remove_leftovers(path: &Path) -> Result<(), StateError> {
+    leftovers(path).unwrap_or_default().iter().try_for_each(|path| remove(path))
+}
+
+/// Their names begin with a dot and the name of the file, and end with the process.
+fn leftovers(path: &Path) -> Option<Vec<PathBuf>> {
+    let prefix = format!(".{}.", path.file_name()?.to_str()?);
+    let is_leftover = |entry: &fs::DirEntry| {
+        let name = entry.file_name();
+        let process = name.to_str().and_then(|name| name.strip_prefix(&prefix));
+        process.is_some_and(|process| process.bytes().all(|digit| digit.is_ascii_digit()))
+    };
+    let entries = fs::read_dir(path.parent()?).ok()?.flatten();
+    Some(entries.filter(is_leftover).map(|entry| entry.path()).collect())
+}
+
+fn cannot(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateError {
+    let path = path.to_owned();
+    move |source| StateError { verb, path, source }
 }
 
 /// A file that becomes what it was before unless the attachment comes about.
 #[derive(Debug)]
 #[must_use]
 pub struct Saved {
-    file: StateFile,
+    path: PathBuf,
     previous: Option<Vec<u8>>,
+    is_first: bool,
     committed: bool,
 }
 
 impl Saved {
     /// Whether nothing was kept for the container before, which means that it has no attachment.
-    pub fn is_first(&self) -> bool {
-        self.previous.is_none()
+    pub const fn is_first(&self) -> bool {
+        self.is_first
     }
 
     /// Keeps the file.
@@ -172,8 +266,8 @@ impl Drop for Saved {
         }
         // Whoever drops it is failing for another reason, which is the one to be told.
         match &self.previous {
-            Some(content) => drop(self.file.write(content)),
-            None => drop(self.file.remove()),
+            Some(content) => drop(write(&self.path, content)),
+            None => drop(remove(&self.path)),
         }
     }
 }
@@ -187,11 +281,14 @@ mod tests {
     use super::*;
 
     fn file(directory: &Path) -> StateFile {
-        StateFile::of(&directory.join("flannel"), &Id::new("one").unwrap())
+        file_of(directory, "cbr0", "eth0")
     }
 
-    fn read(file: &StateFile) -> State {
-        file.read_for(&Id::new("cbr0").unwrap())
+    fn file_of(directory: &Path, network: &str, if_name: &str) -> StateFile {
+        let (network, container) = (Id::new(network).unwrap(), Id::new("one").unwrap());
+        let if_name = if_name.parse().unwrap();
+        let attachment = Attachment { network, container, if_name };
+        StateFile::of(&directory.join("flannel"), &attachment)
     }
 
     fn delegate(mtu: u32) -> Map<String, Value> {
@@ -202,17 +299,17 @@ mod tests {
     fn what_was_saved_is_read() {
         let directory = tempfile::tempdir().unwrap();
         let file = file(directory.path());
-        assert_eq!(read(&file), State::Missing);
+        assert_eq!(file.read(), State::Missing);
         let saved = file.save(&delegate(1450)).unwrap();
         assert!(saved.is_first());
         saved.commit();
-        assert_eq!(read(&file), State::Delegate(delegate(1450)));
+        assert_eq!(file.read(), State::Delegate(delegate(1450)));
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
-        assert_eq!(mode(&file.path), 0o600);
-        assert_eq!(mode(file.path.parent().unwrap()), 0o700);
+        assert_eq!(mode(&file.first()), 0o600);
+        assert_eq!(mode(&file.data_dir), 0o700);
         file.remove().unwrap();
         file.remove().unwrap();
-        assert_eq!(read(&file), State::Missing);
+        assert_eq!(file.read(), State::Missing);
     }
 
     #[test]
@@ -220,20 +317,50 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let file = file(directory.path());
         drop(file.save(&delegate(1450)).unwrap());
-        assert_eq!(read(&file), State::Missing);
+        assert_eq!(file.read(), State::Missing);
         file.save(&delegate(1450)).unwrap().commit();
         let second = file.save(&delegate(1500)).unwrap();
         assert!(!second.is_first());
         drop(second);
-        assert_eq!(read(&file), State::Delegate(delegate(1450)));
+        assert_eq!(file.read(), State::Delegate(delegate(1450)));
     }
 
     #[test]
-    fn what_is_kept_for_another_network_does_not_count() {
+    fn each_attachment_of_a_container_has_its_own() {
+        let directory = tempfile::tempdir().unwrap();
+        let of = |network, if_name| file_of(directory.path(), network, if_name);
+        let (one, two, three) = (of("cbr0", "eth0"), of("cbr0", "net1"), of("cbr1", "net2"));
+        one.save(&delegate(1)).unwrap().commit();
+        assert_eq!((two.read(), three.read()), (State::Missing, State::Missing));
+        let second = two.save(&delegate(2)).unwrap();
+        assert!(!second.is_first(), "the container may have addresses already");
+        second.commit();
+        assert_eq!(one.read(), State::Delegate(delegate(1)));
+        assert_eq!(two.read(), State::Delegate(delegate(2)));
+        let kept = StateFile::all(&one.data_dir, &one.attachment.network);
+        let mut names: Vec<_> = kept.iter().map(|kept| kept.if_name.as_deref()).collect();
+        names.sort_unstable();
+        assert_eq!(names, [Some("eth0"), Some("net1")]);
+        for _ in 0..2 {
+            two.remove().unwrap();
+            assert_eq!(one.read(), State::Delegate(delegate(1)));
+        }
+        one.remove().unwrap();
+        assert_eq!(fs::read_dir(&one.data_dir).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_flannels_own_plugin_wrote_is_of_any_interface() {
         let directory = tempfile::tempdir().unwrap();
         let file = file(directory.path());
-        file.save(&delegate(1450)).unwrap().commit();
-        assert_eq!(file.read_for(&Id::new("cbr1").unwrap()), State::Missing);
+        fs::create_dir(&file.data_dir).unwrap();
+        fs::write(file.first(), r#"{"name":"cbr0","type":"bridge","mtu":1450}"#).unwrap();
+        assert_eq!(file.read(), State::Delegate(delegate(1450)));
+        let other = file_of(directory.path(), "cbr1", "eth0");
+        assert_eq!(other.read(), State::Missing);
+        other.remove().unwrap();
+        file.remove().unwrap();
+        assert!(!file.first().exists());
     }
 
     #[test]
@@ -242,8 +369,8 @@ mod tests {
         let file = file(directory.path());
         file.save(&delegate(1450)).unwrap().commit();
         for content in ["", "{\"mtu\":", "[]", "\0\0\0"] {
-            fs::write(&file.path, content).unwrap();
-            assert_eq!(read(&file), State::Damaged, "{content:?}");
+            fs::write(file.first(), content).unwrap();
+            assert_eq!(file.read(), State::Damaged, "{content:?}");
         }
     }
 
@@ -252,7 +379,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let file = file(directory.path());
         file.save(&delegate(1450)).unwrap().commit();
-        let parent = file.path.parent().unwrap();
+        let parent = &file.data_dir;
         for name in [".one.17", ".one.two.18", ".two.19"] {
             fs::write(parent.join(name), "{").unwrap();
         }

@@ -9,6 +9,9 @@ pub struct Mtu(u32);
 impl Mtu {
     /// Every IPv4 link carries at least this (RFC 791, section 3.2).
     pub const MIN: u32 = 68;
+    /// Every IPv6 link carries at least this (RFC 8200, section 5); a link that cannot has no IPv6 on
+    /// Linux, and the kernel does not cut VXLAN packets into fragments over IPv6.
+    pub const MIN_IPV6: u32 = 1280;
     /// No IP packet is longer; the loopback link says one more.
     pub const MAX: u32 = 65_536;
 

@@ -4,15 +4,22 @@
 //! one thread. A socket stays in the network namespace in which it was opened.
 
 mod apply;
+mod bridge;
 mod interfaces;
 mod link_up;
+mod monitor;
 mod observe;
+mod peers;
+mod settled;
+mod shaping;
 mod socket;
 
 pub use apply::{ApplyError, apply};
 pub use interfaces::{DefaultRoute, Interface, InterfaceAddress, Inventory, aliases, route_to};
 pub use link_up::LinkMonitor;
 pub use observe::{Adopted, Routes, Scope, observe};
+pub use peers::{link_of_index, peer_of};
+pub use settled::{AddressMonitor, Settled};
 pub use socket::{NetlinkError, Refusal, Socket};
 
 use crate::netstate::NetState;

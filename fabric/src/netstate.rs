@@ -3,6 +3,8 @@
 //! The same type says what shall be and what is. What shall be may leave a property open (`None`:
 //! whatever the kernel chose is right); what is has every property that the kernel told.
 
+mod shaping;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
@@ -15,6 +17,8 @@ use crate::mac::MacAddr;
 use crate::mtu::Mtu;
 use crate::vni::Vni;
 
+pub use shaping::TokenBucket;
+
 /// Marks the routes that we made (`rtm_protocol`; rtnetlink(7)). Numbers above 192 are not assigned
 /// by iproute2's `rt_protos`.
 pub const ROUTE_PROTOCOL: u8 = 199;
@@ -26,14 +30,56 @@ pub struct NetState {
     pub links: BTreeMap<LinkName, Link>,
     /// Addresses of interfaces, those of link and host scope left out.
     pub addresses: BTreeSet<Address>,
+    /// Those of the addresses whose subnet is not to be reached by their link, so that they bring no
+    /// route with them. Not observed.
+    pub unrouted: BTreeSet<Address>,
+    /// Those of the IPv6 addresses that are only used when no duplicate was found (RFC 4862, section
+    /// 5.4). Not observed.
+    pub probed: BTreeSet<Address>,
     /// Permanent neighbours: who has the address on that link.
     pub neighbours: BTreeMap<(LinkName, IpAddr), MacAddr>,
     /// Forwarding database of VXLAN links: behind which VTEP an Ethernet address lives.
     pub fdb: BTreeMap<(LinkName, MacAddr), IpAddr>,
+    /// VLANs of bridge ports, by their number. A port without any here keeps those that it has.
+    pub vlans: BTreeMap<(LinkName, u16), PortVlan>,
     /// Unicast routes with one next hop.
     pub routes: BTreeMap<RouteKey, Route>,
+    /// How much links may send.
+    pub shapers: BTreeMap<LinkName, TokenBucket>,
+    /// By which other link everything leaves that comes in by a link.
+    pub redirects: BTreeMap<LinkName, LinkName>,
     /// Kernel parameters. They are set, never restored.
     pub sysctls: BTreeMap<Sysctl, String>,
+}
+
+impl NetState {
+    /// Adds everything of another state; where both speak of the same, the other one is right.
+    pub fn extend(&mut self, other: Self) {
+        let Self {
+            links,
+            addresses,
+            neighbours,
+            fdb,
+            routes,
+            unrouted,
+            probed,
+            vlans,
+            shapers,
+            redirects,
+            sysctls,
+        } = other;
+        self.links.extend(links);
+        self.addresses.extend(addresses);
+        self.neighbours.extend(neighbours);
+        self.fdb.extend(fdb);
+        self.routes.extend(routes);
+        self.unrouted.extend(unrouted);
+        self.probed.extend(probed);
+        self.vlans.extend(vlans);
+        self.shapers.extend(shapers);
+        self.redirects.extend(redirects);
+        self.sysctls.extend(sysctls);
+    }
 }
 
 /// A network interface.
@@ -51,12 +97,31 @@ pub struct Link {
     pub port: Option<BridgePort>,
     /// A remark, at most 255 bytes; `None` if any will do.
     pub alias: Option<String>,
+    /// Whether it takes in what is not for it; `None` if that does not matter.
+    pub promiscuous: Option<bool>,
+    /// Whether it takes in all multicast; `None` if that does not matter.
+    pub all_multicast: Option<bool>,
+    /// How many packets may wait to be sent; `None` for the kernel's default.
+    pub queue_length: Option<u32>,
+    /// Of a bridge: whether it keeps VLANs apart; `None` if that does not matter.
+    pub vlan_filtering: Option<bool>,
 }
 
 impl Link {
     /// Returns a link that is up and leaves everything else to the kernel.
     pub const fn up(kind: LinkKind) -> Self {
-        Self { kind, mac: None, mtu: None, up: true, port: None, alias: None }
+        Self {
+            kind,
+            mac: None,
+            mtu: None,
+            up: true,
+            port: None,
+            alias: None,
+            promiscuous: None,
+            all_multicast: None,
+            queue_length: None,
+            vlan_filtering: None,
+        }
     }
 }
 
@@ -75,6 +140,10 @@ pub enum LinkKind {
     /// A persistent TUN device with several queues, for a program that carries its packets
     /// ([`crate::tun`]).
     Tun,
+    /// A link that sends out again what others redirect to it.
+    Ifb,
+    /// A link on another one, with an Ethernet address of its own.
+    Macvlan(Macvlan),
     /// Anything that we do not make.
     Other(String),
 }
@@ -88,6 +157,8 @@ impl LinkKind {
             Self::Veth(_) => "veth",
             Self::Vxlan(_) => "vxlan",
             Self::Tun => "tun",
+            Self::Ifb => "ifb",
+            Self::Macvlan(_) => "macvlan",
             Self::Other(kind) => kind,
         }
     }
@@ -98,12 +169,51 @@ impl LinkKind {
 pub struct VethPeer {
     /// Its name there.
     pub name: LinkName,
-    /// The path of that namespace.
-    pub netns: PathBuf,
+    /// The path of that namespace; `None` for the one that the pair is made in.
+    pub netns: Option<PathBuf>,
     /// Its Ethernet address; `None` if any will do.
     pub mac: Option<MacAddr>,
     /// Its MTU; `None` for the kernel's default.
     pub mtu: Option<Mtu>,
+}
+
+/// The properties of a macvlan link (`ip link add … type macvlan`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Macvlan {
+    /// The link it is on; `None` if that is in another namespace than it is observed in.
+    pub parent: Option<LinkName>,
+    /// What it has to do with others on the same link.
+    pub mode: MacvlanMode,
+    /// How many broadcasts may wait; `None` for the kernel's default. Not observed.
+    pub broadcast_queue: Option<u32>,
+}
+
+/// What macvlan links on the same link have to do with each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MacvlanMode {
+    /// They reach each other directly.
+    Bridge,
+    /// They do not reach each other.
+    Private,
+    /// They reach each other by a switch outside that sends packets back.
+    Vepa,
+    /// There is only one.
+    Passthru,
+}
+
+impl MacvlanMode {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Bridge, Self::Private, Self::Vepa, Self::Passthru];
+
+    /// Returns the name that `ip link` has for the mode.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Bridge => "bridge",
+            Self::Private => "private",
+            Self::Vepa => "vepa",
+            Self::Passthru => "passthru",
+        }
+    }
 }
 
 /// The properties of a VXLAN tunnel (`ip link add … type vxlan`).
@@ -130,6 +240,17 @@ pub struct BridgePort {
     pub bridge: LinkName,
     /// Whether frames may leave by the port that they came from.
     pub hairpin: bool,
+    /// Whether frames do not reach other isolated ports.
+    pub isolated: bool,
+}
+
+/// How a bridge port belongs to a VLAN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortVlan {
+    /// Whether frames that come in without a tag belong to it.
+    pub pvid: bool,
+    /// Whether its frames leave without a tag.
+    pub untagged: bool,
 }
 
 /// An address of an interface, with the length of the prefix that is on the link.
@@ -174,6 +295,8 @@ pub struct Route {
     pub onlink: bool,
     /// Who made it: [`ROUTE_PROTOCOL`] for ours, 3 is `boot`.
     pub protocol: u8,
+    /// The address that packets of this machine have as source; `None` to leave it to the kernel.
+    pub source: Option<IpAddr>,
 }
 
 /// The name of a kernel parameter, with slashes: `net/ipv4/ip_forward`.
@@ -201,6 +324,16 @@ impl Sysctl {
     /// `net.ipv6.conf.LINK.NAME`
     pub fn ipv6(link: LinkName, name: &str) -> Self {
         Self(format!("net/ipv6/conf/{link}/{name}"))
+    }
+
+    /// Returns the parameter of this name, which must be one of networking: the kernel has those of
+    /// each namespace. `None` if it leads elsewhere.
+    pub fn of_network(path: &str) -> Option<Self> {
+        let mut parts = path.split('/');
+        let is_safe = parts.next() == Some("net")
+            && parts.clone().next().is_some()
+            && parts.all(|part| !matches!(part, "" | "." | "..") && !part.contains('\0'));
+        is_safe.then(|| Self(path.to_owned()))
     }
 
     /// Returns the path below `/proc/sys`.

@@ -7,6 +7,7 @@
 mod change;
 #[cfg(test)]
 mod examples;
+pub mod iptables;
 pub mod nft;
 mod text;
 

@@ -3,9 +3,13 @@
 //! [`diff`] is pure. A [`Plan`] prints as the `ip` and `bridge` commands that would do the same, so
 //! that the text serves as log, dry run and golden file.
 
+mod bridge;
+mod shaping;
+
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use ipnetwork::IpNetwork;
 
@@ -13,8 +17,10 @@ use crate::link_name::LinkName;
 use crate::mac::MacAddr;
 use crate::mtu::Mtu;
 use crate::netstate::{
-    Address, BridgePort, Link, LinkKind, NetState, Route, RouteKey, Sysctl, Vxlan,
+    Address, Link, LinkKind, NetState, PortVlan, Route, RouteKey, Sysctl, TokenBucket, Vxlan,
 };
+
+use bridge::{new_port_changes, port_changes};
 
 /// Operations in an order that the kernel accepts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -34,8 +40,15 @@ pub enum Op {
     SetLink(LinkName, LinkChange),
     /// Set a kernel parameter.
     SetSysctl(Sysctl, String),
+    /// Make a link that lives in the namespace at this path, on a link of this one. It is down at
+    /// first. No plan for a state does so.
+    AddLinkIn(PathBuf, LinkName, Link),
     /// Give a link an address.
     ReplaceAddress(Address),
+    /// Give a link an address without a route to its subnet.
+    ReplaceUnroutedAddress(Address),
+    /// Give a link an IPv6 address that is only used when no duplicate was found.
+    ProbeAddress(Address),
     /// Take an address from a link.
     DelAddress(Address),
     /// Say who has an address.
@@ -46,12 +59,28 @@ pub enum Op {
     ReplaceFdbEntry(LinkName, MacAddr, IpAddr),
     /// Forget where an Ethernet address lives.
     DelFdbEntry(LinkName, MacAddr, IpAddr),
+    /// Let a bridge port belong to a VLAN.
+    ReplaceVlan(LinkName, u16, PortVlan),
+    /// Let it belong to a VLAN no more.
+    DelVlan(LinkName, u16),
+    /// Let it belong to no VLAN.
+    ClearVlans(LinkName),
     /// Lead a destination somewhere, unless somebody else's route does.
     AddRoute(RouteKey, Route),
     /// Lead a destination somewhere else.
     ReplaceRoute(RouteKey, Route),
     /// Remove a route.
     DelRoute(RouteKey, Route),
+    /// Limit how much a link sends.
+    ReplaceShaper(LinkName, TokenBucket),
+    /// Let a link send as much as it can.
+    DelShaper(LinkName),
+    /// Look at what comes in by a link, for the redirection that follows.
+    AddIngress(LinkName),
+    /// Send on what comes in by a link by another one.
+    AddRedirect(LinkName, LinkName),
+    /// Look no more at what comes in by a link, and redirect nothing.
+    DelIngress(LinkName),
 }
 
 /// A property of a link that can be changed in place.
@@ -69,8 +98,18 @@ pub enum LinkChange {
     Master(LinkName),
     /// Let frames leave by the bridge port that they came from, or not.
     Hairpin(bool),
+    /// Let frames not reach other isolated bridge ports, or let them.
+    Isolated(bool),
+    /// Let a bridge keep VLANs apart, or not.
+    VlanFiltering(bool),
     /// Give it another remark.
     Alias(String),
+    /// Let it take in what is not for it, or not.
+    Promiscuous(bool),
+    /// Let it take in all multicast, or not.
+    AllMulticast(bool),
+    /// Let as many packets wait to be sent.
+    QueueLength(u32),
     /// Give a tunnel another source address.
     VxlanLocal(IpAddr),
     /// Let the outer packets leave by another link.
@@ -87,12 +126,15 @@ pub fn diff(desired: &NetState, observed: &NetState) -> Plan {
     let mut ops = Vec::new();
     diff.add_links(&mut ops);
     diff.change_links(&mut ops);
+    diff.replace_vlans(&mut ops);
     diff.set_sysctls(&mut ops);
     diff.replace_addresses(&flushed, &mut ops);
     diff.bring_links_up(&mut ops);
     diff.replace_neighbours(&mut ops);
     diff.replace_fdb_entries(&mut ops);
     diff.replace_routes(&flushed, &mut ops);
+    diff.shape(&mut ops);
+    diff.unshape(&mut ops);
     diff.del_routes(&mut ops);
     diff.del_fdb_entries(&mut ops);
     diff.del_neighbours(&mut ops);
@@ -124,13 +166,17 @@ fn rebuilt_links(desired: &NetState, observed: &NetState) -> BTreeSet<LinkName> 
 fn can_become(now: &LinkKind, wanted: &LinkKind) -> bool {
     match (now, wanted) {
         (LinkKind::Vxlan(now), LinkKind::Vxlan(wanted)) => {
-            let family = |vxlan: &Vxlan| vxlan.local.map(|ip| ip.is_ipv4());
             now.vni == wanted.vni
                 && now.port == wanted.port
                 && now.gbp == wanted.gbp
                 && (wanted.local.is_none() || family(now) == family(wanted))
         }
         (LinkKind::Veth(_), LinkKind::Veth(_)) => true,
+        // Where the parent is in another namespace, it cannot be told.
+        (LinkKind::Macvlan(now), LinkKind::Macvlan(wanted)) => {
+            let same = now.parent.zip(wanted.parent).is_none_or(|(now, wanted)| now == wanted);
+            now.mode == wanted.mode && same
+        }
         _ => now == wanted,
     }
 }
@@ -152,13 +198,37 @@ impl Diff<'_> {
             || (self.observed.links.contains_key(name) && !self.desired.links.contains_key(name))
     }
 
+    /// Whether a link goes because another one can only be made without it: the kernel refuses two
+    /// tunnels of one kind, as a renamed one and its successor are.
+    fn is_in_the_way(&self, name: &LinkName) -> bool {
+        let Some(Link { kind: LinkKind::Vxlan(now), .. }) = self.observed.links.get(name) else {
+            return false;
+        };
+        let collides = |link: &Link| match &link.kind {
+            LinkKind::Vxlan(wanted) => {
+                (now.vni, now.port, family(now)) == (wanted.vni, wanted.port, family(wanted))
+            }
+            _ => false,
+        };
+        !self.desired.links.contains_key(name) && self.desired.links.values().any(collides)
+    }
+
     fn add_links(&self, ops: &mut Vec<Op>) {
         ops.extend(self.rebuilt.iter().map(|name| Op::DelLink(*name)));
-        let mut missing: Vec<_> =
-            self.desired.links.iter().filter(|(name, _)| self.kept(name).is_none()).collect();
+        let in_the_way = self.observed.links.keys().filter(|name| self.is_in_the_way(name));
+        ops.extend(in_the_way.map(|name| Op::DelLink(*name)));
+        let is_missing = |name: &LinkName| self.kept(name).is_none();
+        let mut missing: Vec<_> = self.desired.links.iter().collect();
+        missing.retain(|(name, _)| is_missing(name) && !self.is_born_with_peer(**name));
         // A port can only be made when its bridge is there, and a tunnel when its underlay is.
         missing.sort_by_key(|(_, link)| (link.port.is_some(), underlay(link).is_some()));
-        ops.extend(missing.into_iter().map(|(name, link)| Op::AddLink(*name, link.clone())));
+        for (name, link) in missing {
+            ops.push(Op::AddLink(*name, link.clone()));
+            // The kernel takes no remark when it makes the link. In the same send it follows for
+            // sure, so that there is never one whose maker cannot be told.
+            let alias = link.alias.clone();
+            ops.extend(alias.map(|alias| Op::SetLink(*name, LinkChange::Alias(alias))));
+        }
     }
 
     fn change_links(&self, ops: &mut Vec<Op>) {
@@ -166,13 +236,18 @@ impl Diff<'_> {
             let change = |change| Op::SetLink(*name, change);
             match self.kept(name) {
                 Some(now) => ops.extend(self.changes(now, link).into_iter().map(change)),
+                // Nothing was said of it but its name.
+                None if self.is_born_with_peer(*name) => {
+                    let now = Link { up: false, ..Link::up(link.kind.clone()) };
+                    ops.extend(self.changes(&now, link).into_iter().map(change));
+                }
                 // The kernel takes none of these when it makes the link.
                 None => {
                     let mtu = link.mtu.filter(|_| link.kind == LinkKind::Tun);
                     ops.extend(mtu.map(|mtu| change(LinkChange::Mtu(mtu))));
-                    let hairpin = link.port.is_some_and(|port| port.hairpin);
-                    ops.extend(hairpin.then(|| change(LinkChange::Hairpin(true))));
-                    ops.extend(link.alias.clone().map(|alias| change(LinkChange::Alias(alias))));
+                    let port = link.port.map_or_else(Vec::new, new_port_changes);
+                    ops.extend(port.into_iter().map(change));
+                    ops.extend(flag_changes(None, link).into_iter().map(change));
                 }
             }
         }
@@ -188,8 +263,14 @@ impl Diff<'_> {
         if let Some(port) = wanted.port {
             changes.extend(port_changes(now.port.filter(|port| self.survives(&port.bridge)), port));
         }
+        let filtering =
+            wanted.vlan_filtering.filter(|_| now.vlan_filtering != wanted.vlan_filtering);
+        changes.extend(filtering.map(LinkChange::VlanFiltering));
         let alias = wanted.alias.clone().filter(|_| now.alias != wanted.alias);
         changes.extend(alias.map(LinkChange::Alias));
+        changes.extend(flag_changes(Some(now), wanted));
+        let length = wanted.queue_length.filter(|_| now.queue_length != wanted.queue_length);
+        changes.extend(length.map(LinkChange::QueueLength));
         changes
     }
 
@@ -222,7 +303,12 @@ impl Diff<'_> {
                 || !self.survives(&address.link)
                 || is_flushed(address)
         });
-        ops.extend(missing.map(|address| Op::ReplaceAddress(*address)));
+        let Self { desired: NetState { unrouted, probed, .. }, .. } = self;
+        ops.extend(missing.map(|address| match address {
+            address if unrouted.contains(address) => Op::ReplaceUnroutedAddress(*address),
+            address if probed.contains(address) => Op::ProbeAddress(*address),
+            address => Op::ReplaceAddress(*address),
+        }));
     }
 
     fn bring_links_up(&self, ops: &mut Vec<Op>) {
@@ -297,16 +383,23 @@ impl Diff<'_> {
 
     fn del_links(&self, ops: &mut Vec<Op>) {
         for (name, link) in self.observed.links.iter().rev() {
-            if !self.desired.links.contains_key(name) && link.kind != LinkKind::Loopback {
+            let gone = self.desired.links.contains_key(name) || self.is_in_the_way(name);
+            if !gone && link.kind != LinkKind::Loopback {
                 ops.push(Op::DelLink(*name));
             }
         }
     }
 }
 
+fn family(vxlan: &Vxlan) -> Option<bool> {
+    vxlan.local.map(|ip| ip.is_ipv4())
+}
+
+/// The link that this one is on.
 fn underlay(link: &Link) -> Option<LinkName> {
     match &link.kind {
         LinkKind::Vxlan(vxlan) => vxlan.underlay,
+        LinkKind::Macvlan(macvlan) => macvlan.parent,
         _ => None,
     }
 }
@@ -323,16 +416,15 @@ fn vxlan_changes(now: &Vxlan, wanted: &Vxlan) -> Vec<LinkChange> {
     changes
 }
 
-fn port_changes(now: Option<BridgePort>, wanted: BridgePort) -> Vec<LinkChange> {
-    let now = now.filter(|now| now.bridge == wanted.bridge);
-    let mut changes = Vec::new();
-    if now.is_none() {
-        changes.push(LinkChange::Master(wanted.bridge));
-    }
-    if now.is_some_and(|now| now.hairpin) != wanted.hairpin {
-        changes.push(LinkChange::Hairpin(wanted.hairpin));
-    }
-    changes
+/// A new link is neither promiscuous nor does it take in all multicast.
+fn flag_changes(now: Option<&Link>, wanted: &Link) -> Vec<LinkChange> {
+    let differs = |now: Option<Option<bool>>, wanted: Option<bool>| {
+        wanted.filter(|on| now.unwrap_or(Some(false)) != Some(*on))
+    };
+    let promiscuous = differs(now.map(|now| now.promiscuous), wanted.promiscuous);
+    let all_multicast = differs(now.map(|now| now.all_multicast), wanted.all_multicast);
+    let changes = promiscuous.map(LinkChange::Promiscuous).into_iter();
+    changes.chain(all_multicast.map(LinkChange::AllMulticast)).collect()
 }
 
 fn subnet(ip: IpNetwork) -> IpNetwork {
@@ -349,6 +441,9 @@ impl Op {
                 | Self::DelNeighbour(..)
                 | Self::DelFdbEntry(..)
                 | Self::DelRoute(..)
+                | Self::DelVlan(..)
+                | Self::DelShaper(_)
+                | Self::DelIngress(_)
         )
     }
 
@@ -387,14 +482,26 @@ impl fmt::Display for Op {
                 write!(f, "ip tuntap add dev {name} mode tun multi_queue vnet_hdr")
             }
             Self::AddLink(name, link) => write!(f, "ip link add {name}{link}"),
+            Self::AddLinkIn(netns, name, link) => {
+                write!(f, "ip link add {name} netns {}{link}", netns.display())
+            }
             Self::DelLink(name) => write!(f, "ip link del {name}"),
             Self::SetLink(name, LinkChange::Hairpin(on)) => {
                 write!(f, "bridge link set dev {name} hairpin {}", on_off(*on))
+            }
+            Self::SetLink(name, LinkChange::Isolated(on)) => {
+                write!(f, "bridge link set dev {name} isolated {}", on_off(*on))
             }
             Self::SetLink(name, change) => write!(f, "ip link set {name} {change}"),
             Self::SetSysctl(key, value) => write!(f, "sysctl -w {key}={value}"),
             Self::ReplaceAddress(Address { link, ip }) => {
                 write!(f, "ip address replace {ip} dev {link}")
+            }
+            Self::ReplaceUnroutedAddress(Address { link, ip }) => {
+                write!(f, "ip address replace {ip} dev {link} noprefixroute")
+            }
+            Self::ProbeAddress(Address { link, ip }) => {
+                write!(f, "ip address replace {ip} dev {link} # after duplicate address detection")
             }
             Self::DelAddress(Address { link, ip }) => write!(f, "ip address del {ip} dev {link}"),
             Self::ReplaceNeighbour(link, ip, mac) => {
@@ -407,11 +514,27 @@ impl fmt::Display for Op {
             Self::DelFdbEntry(link, mac, vtep) => {
                 write!(f, "bridge fdb del {mac} dev {link} dst {vtep} self")
             }
+            Self::ReplaceVlan(link, vid, vlan) => {
+                write!(f, "bridge vlan add vid {vid} dev {link}{vlan}")
+            }
+            Self::DelVlan(link, vid) => write!(f, "bridge vlan del vid {vid} dev {link}"),
+            Self::ClearVlans(link) => write!(f, "bridge vlan del vid 1-4094 dev {link}"),
             Self::AddRoute(key, route) => write!(f, "ip route add {}", RouteText(key, route)),
             Self::ReplaceRoute(key, route) => {
                 write!(f, "ip route replace {}", RouteText(key, route))
             }
             Self::DelRoute(key, route) => write!(f, "ip route del {}", RouteText(key, route)),
+            Self::ReplaceShaper(link, bucket) => {
+                write!(f, "tc qdisc replace dev {link} root handle 1: tbf{bucket}")
+            }
+            Self::DelShaper(link) => write!(f, "tc qdisc del dev {link} root"),
+            Self::AddIngress(link) => write!(f, "tc qdisc add dev {link} handle ffff: ingress"),
+            Self::AddRedirect(link, to) => write!(
+                f,
+                "tc filter add dev {link} parent ffff: protocol all prio 1 u32 match u32 0 0 \
+                 action mirred egress redirect dev {to}"
+            ),
+            Self::DelIngress(link) => write!(f, "tc qdisc del dev {link} ingress"),
         }
     }
 }
@@ -428,17 +551,34 @@ impl fmt::Display for Link {
         if let Some(port) = self.port {
             write!(f, " master {}", port.bridge)?;
         }
+        if let Some(parent) = underlay(self).filter(|_| matches!(self.kind, LinkKind::Macvlan(_))) {
+            write!(f, " link {parent}")?;
+        }
+        if let Some(length) = self.queue_length {
+            write!(f, " txqueuelen {length}")?;
+        }
         write!(f, " type {}", self.kind.as_str())?;
+        if let Some(on) = self.vlan_filtering {
+            write!(f, " vlan_filtering {}", u8::from(on))?;
+        }
         match &self.kind {
             LinkKind::Vxlan(vxlan) => write!(f, "{vxlan}"),
             LinkKind::Veth(Some(peer)) => {
-                write!(f, " peer name {} netns {}", peer.name, peer.netns.display())?;
+                write!(f, " peer name {}", peer.name)?;
+                if let Some(netns) = &peer.netns {
+                    write!(f, " netns {}", netns.display())?;
+                }
                 if let Some(mac) = peer.mac {
                     write!(f, " address {mac}")?;
                 }
                 peer.mtu.map_or(Ok(()), |mtu| write!(f, " mtu {mtu}"))
             }
+            LinkKind::Macvlan(macvlan) => {
+                write!(f, " mode {}", macvlan.mode.as_str())?;
+                macvlan.broadcast_queue.map_or(Ok(()), |length| write!(f, " bcqueuelen {length}"))
+            }
             LinkKind::Loopback
+            | LinkKind::Ifb
             | LinkKind::Bridge
             | LinkKind::Veth(None)
             | LinkKind::Tun
@@ -473,7 +613,12 @@ impl fmt::Display for LinkChange {
             Self::Mac(mac) => write!(f, "address {mac}"),
             Self::Master(bridge) => write!(f, "master {bridge}"),
             Self::Hairpin(on) => write!(f, "type bridge_slave hairpin {}", on_off(*on)),
+            Self::Isolated(on) => write!(f, "type bridge_slave isolated {}", on_off(*on)),
+            Self::VlanFiltering(on) => write!(f, "type bridge vlan_filtering {}", u8::from(*on)),
             Self::Alias(alias) => write!(f, "alias {alias:?}"),
+            Self::Promiscuous(on) => write!(f, "promisc {}", on_off(*on)),
+            Self::AllMulticast(on) => write!(f, "allmulticast {}", on_off(*on)),
+            Self::QueueLength(length) => write!(f, "txqueuelen {length}"),
             Self::VxlanLocal(local) => write!(f, "type vxlan local {local}"),
             Self::VxlanUnderlay(underlay) => write!(f, "type vxlan dev {underlay}"),
             Self::VxlanLearning(true) => f.write_str("type vxlan learning"),
@@ -502,6 +647,9 @@ impl fmt::Display for RouteText<'_> {
         write!(f, " proto {}", route.protocol)?;
         if key.metric != RouteKey::main(key.destination).metric {
             write!(f, " metric {}", key.metric)?;
+        }
+        if let Some(source) = route.source {
+            write!(f, " src {source}")?;
         }
         f.write_str(if route.onlink { " onlink" } else { "" })
     }

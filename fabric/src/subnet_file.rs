@@ -32,6 +32,29 @@ pub struct SubnetFile {
 }
 
 impl SubnetFile {
+    /// Returns what the file says about a node with these subnets.
+    pub fn new(
+        networks: impl IntoIterator<Item = IpNetwork>,
+        subnets: impl IntoIterator<Item = IpNetwork>,
+        mtu: u32,
+        ip_masq: bool,
+    ) -> Self {
+        let mut file = Self { mtu, ip_masq, ..Self::default() };
+        for network in networks {
+            match network {
+                IpNetwork::V4(network) => file.networks4.push(network),
+                IpNetwork::V6(network) => file.networks6.push(network),
+            }
+        }
+        for subnet in subnets {
+            match subnet {
+                IpNetwork::V4(subnet) => file.subnet4 = Some(subnet),
+                IpNetwork::V6(subnet) => file.subnet6 = Some(subnet),
+            }
+        }
+        file
+    }
+
     /// Reads the file at `path`.
     ///
     /// # Errors

@@ -67,7 +67,9 @@ fn tunnel(peers: u8) -> NetState {
         state.fdb.insert((link, mac), IpAddr::from([198, 51, 100, peer]));
         let key = RouteKey::main(format!("10.244.{peer}.0/24").parse().unwrap());
         let via = Some(gateway);
-        state.routes.insert(key, Route { link, via, onlink: true, protocol: ROUTE_PROTOCOL });
+        state
+            .routes
+            .insert(key, Route { link, via, onlink: true, protocol: ROUTE_PROTOCOL, source: None });
     }
     state
 }
@@ -208,7 +210,7 @@ fn routes_of_the_predecessor_are_told_by_their_next_hops() {
         let scope = Scope {
             routes: Routes::OnLinksAndMarked,
             networks: vec!["10.244.0.0/16".parse().unwrap()],
-            adopted: Some(Adopted { link: name("eth0"), gateways }),
+            adopted: vec![Adopted { link: name("eth0"), gateways }],
             ..Scope::default()
         };
         let observed = observe(&mut Socket::open().unwrap(), &scope).unwrap();
@@ -241,7 +243,8 @@ fn a_refusal_carries_the_words_of_the_kernel_and_does_not_stop_the_rest() {
         let key = RouteKey::main("10.244.2.0/24".parse().unwrap());
         let via = Some(IpAddr::from([203, 0, 113, 1]));
         let link = name("eth0");
-        let unreachable = Route { link, via, onlink: false, protocol: ROUTE_PROTOCOL };
+        let unreachable =
+            Route { link, via, onlink: false, protocol: ROUTE_PROTOCOL, source: None };
         let plan = Plan {
             ops: vec![
                 Op::ReplaceRoute(key, unreachable),
@@ -259,11 +262,11 @@ fn a_refusal_carries_the_words_of_the_kernel_and_does_not_stop_the_rest() {
 
 fn pod(netns: &str) -> (NetState, NetState) {
     let (bridge, veth, eth0) = (name("cni0"), name("veth01234567"), name("eth0"));
-    let peer = VethPeer { name: eth0, netns: netns.into(), mac: None, mtu: Mtu::new(1450) };
+    let peer = VethPeer { name: eth0, netns: Some(netns.into()), mac: None, mtu: Mtu::new(1450) };
     let mut host = NetState::default();
     let mac = Some(MacAddr([2, 0, 0, 0, 0, 1]));
     host.links.insert(bridge, Link { mac, mtu: Mtu::new(1450), ..Link::up(LinkKind::Bridge) });
-    let port = Some(BridgePort { bridge, hairpin: true });
+    let port = Some(BridgePort { bridge, hairpin: true, isolated: false });
     let alias = Some("pod".to_owned());
     let kind = LinkKind::Veth(Some(peer));
     host.links.insert(veth, Link { port, alias, mtu: Mtu::new(1450), ..Link::up(kind) });
@@ -275,7 +278,7 @@ fn pod(netns: &str) -> (NetState, NetState) {
     inside.links.insert(eth0, Link::up(LinkKind::Veth(None)));
     inside.addresses.insert(Address { link: eth0, ip: "10.244.1.2/24".parse().unwrap() });
     let via = Some(IpAddr::from([10, 244, 1, 1]));
-    let route = Route { link: eth0, via, onlink: false, protocol: 3 };
+    let route = Route { link: eth0, via, onlink: false, protocol: 3, source: None };
     inside.routes.insert(RouteKey::main("0.0.0.0/0".parse().unwrap()), route);
     (host, inside)
 }
@@ -381,7 +384,8 @@ fn a_tun_device_stays_and_its_queues_can_be_opened() {
         desired.links.insert(link, Link { mtu, ..Link::up(LinkKind::Tun) });
         desired.addresses.insert(Address { link, ip: "10.244.1.0/32".parse().unwrap() });
         let key = RouteKey::main("10.244.0.0/16".parse().unwrap());
-        let route = Route { link, via: None, onlink: false, protocol: ROUTE_PROTOCOL };
+        let route =
+            Route { link, via: None, onlink: false, protocol: ROUTE_PROTOCOL, source: None };
         desired.routes.insert(key, route);
         let mut socket = Socket::open().unwrap();
         // One that is gone when its program ends cannot be shared, so it is made anew.

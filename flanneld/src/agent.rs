@@ -12,24 +12,26 @@ use std::time::Duration;
 
 use fabric::mac::MacAddr;
 use fabric::subnet_file::SubnetFile;
-use ipnetwork::{IpNetwork, Ipv4Network};
+use ipnetwork::IpNetwork;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, sleep};
 use tracing::{error, info, warn};
 
-use crate::backend::{self, Backend, BackendError};
+use crate::backend::{self, BackendError};
 use crate::cli::{InterfaceOptions, Options, StoreOptions};
-use crate::config::{ConfigError, NetworkConfig, Pool};
+use crate::config::{ConfigError, NetworkConfig};
 use crate::external_interface::{self, ExternalInterface, NoInterface};
+use crate::family::{Family, PerFamily};
 use crate::kernel::{self, Kernel};
+use crate::lease::LeaseKey;
 use crate::lease::acquire::Request;
-use crate::lease::{Attributes, LeaseKey};
 use crate::masquerade::RuleOptions;
+use crate::notifications::Notifications;
 use crate::reconciler::{self, Channels, Node};
 use crate::shutdown::Shutdown;
 use crate::store::{DirectoryStore, EtcdStore, LeaseStore, StoreError};
-use crate::{clock, health, notifications, readdress, renewal, retry};
+use crate::{clock, health, readdress, renewal, retry};
 
 /// The network configuration is asked for this often until there is a valid one.
 const CONFIG_RETRY: Duration = Duration::from_secs(1);
@@ -48,8 +50,6 @@ pub(crate) enum StartError {
     NoInterface(#[from] NoInterface),
     #[error("the network configuration cannot be used")]
     Backend(#[from] BackendError),
-    #[error("the network configuration cannot be used: {0}")]
-    Family(&'static str),
     #[error("cannot ask the kernel about interfaces")]
     Inventory(#[from] fabric::netlink::NetlinkError),
     #[error("cannot listen on {address} for probes; see --healthz-ip and --healthz-port")]
@@ -131,54 +131,62 @@ async fn serve(
     ready: watch::Sender<bool>,
 ) -> Result<(), StartError> {
     let config = network_config(&store).await;
-    let (pool, network) = ipv4_pool(&config)?;
-    let interface = wait_for_interface(&options.interface).await?;
+    let networks = PerFamily::from_fn(|family| Some(config.pools.get(family)?.network));
+    let families: Vec<_> = networks.families().collect();
+    let interface = wait_for_interface(&options.interface, &families).await?;
     let configure = |interface: &ExternalInterface| {
-        backend::configure(&config.backend, pool.network, interface, |device| {
+        backend::configure(&config.backend, &networks, interface, |device| {
             kernel::mac_of(device).unwrap_or_else(|| MacAddr::local(rand::random()))
         })
     };
-    let backend = configure(&interface)?;
+    let backends = configure(&interface)?;
     let request = Request {
-        pool,
-        previous: previous_subnet(&options),
-        attributes: attributes(&*backend, &interface),
+        pools: config.pools,
+        previous: previous_subnets(&options),
+        attributes: backends.attributes(&interface),
     };
     let rules = RuleOptions {
         masquerade: options.ip_masq,
         random_fully: options.random_fully,
         forward: options.forward_rules,
     };
-    let (device, underlay) = (backend.device(), interface.name);
     let kernel = Kernel::start().map_err(system("start the thread that speaks to the kernel"))?;
     let traffic = kernel::log_traffic_on_signal(kernel.clone());
-    let node = Node { backend, network, rules, subnet_file: options.subnet_file, kernel };
+    let node = Node {
+        backends,
+        underlay: interface.name,
+        networks,
+        rules,
+        subnet_file: options.subnet_file,
+        kernel,
+    };
 
     let (updates, leases) = mpsc::channel(UPDATES);
     let (published, current) = watch::channel(None);
     let (publish, attributes) = watch::channel(request.attributes.clone());
-    let (rebuild, backends) = mpsc::channel(1);
+    let (rebuild, rebuilt) = mpsc::channel(1);
     let moved = async |interface: &ExternalInterface| match configure(interface) {
-        Ok(backend) => {
-            publish.send_replace(self::attributes(&*backend, interface));
+        Ok(backends) => {
+            store.reconnect();
+            publish.send_replace(backends.attributes(interface));
             // Nobody listens any more only when the program is ending.
-            let _ending = rebuild.send(backend).await;
+            let _ending = rebuild.send(backends).await;
         }
         Err(error) => error!(%error, "the new interface cannot be used"),
     };
     let (doubts, doubted) = mpsc::channel(1);
-    let (wake, kernel_changes) = mpsc::channel(1);
+    let underlay_changed = Notify::new();
+    let notifications = Notifications::open(&underlay_changed).map_err(deaf)?;
     let is_ready = ready.subscribe();
     let relist = Notify::new();
     let renewal = renewal::Channels { doubts: doubted, attributes, published, relist: &relist };
-    let channels = Channels { leases, backends, held: current, doubts, kernel_changes, ready };
+    let channels =
+        Channels { leases, backends: rebuilt, held: current, doubts, notifications, ready };
     tokio::select! {
         () = store.watch(updates, &relist) => Ok(()),
         () = renewal::keep(&store, request, options.renew_margin, clock::since_boot, renewal) => Ok(()),
-        error = notifications::links(device, underlay, wake.clone()) => Err(deaf(error)),
-        error = notifications::rules(wake) => Err(deaf(error)),
-        () = reconciler::run(node, channels) => Ok(()),
-        () = readdress::follow(&options.interface, interface, moved) => Ok(()),
+        ended = reconciler::run(node, channels) => ended.map_err(deaf),
+        () = readdress::follow(&options.interface, interface, &underlay_changed, moved) => Ok(()),
         () = notify_supervisor(is_ready) => Ok(()),
         ended = traffic => ended.map_err(system("listen for SIGUSR1")),
     }
@@ -192,29 +200,20 @@ async fn network_config(store: &impl LeaseStore) -> NetworkConfig {
     retry::until_ok("read the network configuration", CONFIG_RETRY, read).await
 }
 
-fn ipv4_pool(config: &NetworkConfig) -> Result<(Pool, Ipv4Network), StartError> {
-    if config.ipv6.is_some() {
-        return Err(StartError::Family("EnableIPv6 is not available: leave it out"));
-    }
-    match config.ipv4 {
-        Some(pool @ Pool { network: IpNetwork::V4(network), .. }) => Ok((pool, network)),
-        _ => Err(StartError::Family("EnableIPv4 false is not available: leave it out")),
-    }
-}
-
 /// Chooses the interface; while the machine boots, it may not be there yet.
-async fn wait_for_interface(options: &InterfaceOptions) -> Result<ExternalInterface, StartError> {
+async fn wait_for_interface(
+    options: &InterfaceOptions,
+    families: &[Family],
+) -> Result<ExternalInterface, StartError> {
     let start = Instant::now();
     let mut told = false;
     loop {
         let (inventory, reach) = kernel::inventory(options.can_reach)?;
-        match external_interface::choose(options, &inventory, reach) {
+        match external_interface::choose(options, families, &inventory, reach) {
             Ok(interface) => {
                 info!(
-                    interface = %interface.name,
+                    %interface,
                     mtu = interface.mtu.get(),
-                    address = %interface.ip,
-                    public_address = %interface.public_ip,
                     "interface for the traffic between nodes chosen"
                 );
                 return Ok(interface);
@@ -231,19 +230,10 @@ async fn wait_for_interface(options: &InterfaceOptions) -> Result<ExternalInterf
 }
 
 /// Returns what this node had before, as the file for the CNI plugin still says it.
-fn previous_subnet(options: &Options) -> Option<LeaseKey> {
-    SubnetFile::read(&options.subnet_file).ok()?.subnet4.map(LeaseKey::v4)
-}
-
-fn attributes(backend: &dyn Backend, interface: &ExternalInterface) -> Attributes {
-    let (backend_type, backend_data) = backend.published();
-    Attributes {
-        public_ip: interface.public_ip,
-        public_ipv6: None,
-        backend_type: backend_type.to_owned(),
-        backend_data,
-        backend_v6_data: None,
-    }
+fn previous_subnets(options: &Options) -> Option<LeaseKey> {
+    let file = SubnetFile::read(&options.subnet_file).ok()?;
+    let (ipv4, ipv6) = (file.subnet4.map(IpNetwork::V4), file.subnet6.map(IpNetwork::V6));
+    LeaseKey::new(PerFamily { ipv4, ipv6 })
 }
 
 /// Tells systemd, if it started us, when pods can be started.

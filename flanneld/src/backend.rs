@@ -5,9 +5,11 @@ mod peers;
 pub(crate) mod udp;
 mod vxlan;
 
-use std::net::Ipv4Addr;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
 
 use fabric::link_name::LinkName;
+use fabric::mac::MacAddr;
 use fabric::mtu::Mtu;
 use fabric::netlink::Scope;
 use fabric::netstate::NetState;
@@ -15,7 +17,8 @@ use ipnetwork::IpNetwork;
 use serde_json::Value;
 
 use crate::config::BackendConfig;
-use crate::external_interface::ExternalInterface;
+use crate::external_interface::{ExternalInterface, Underlay};
+use crate::family::{Family, PerFamily};
 use crate::lease::{Attributes, LeaseKey};
 
 use host_gw::HostGw;
@@ -23,7 +26,8 @@ use udp::Udp;
 use udp::datapath::Forwarding;
 use vxlan::Vxlan;
 
-/// One way for packets to travel. Everything here is pure.
+/// One way for the packets of one family to travel, over an underlay of the same family. Everything
+/// here is pure.
 pub(crate) trait Backend {
     /// Returns the type and the data to publish in the node's lease.
     fn published(&self) -> (&'static str, Option<Value>);
@@ -38,23 +42,112 @@ pub(crate) trait Backend {
     fn scope(&self, peers: &[Peer<'_>]) -> Scope;
 
     /// Returns the state that shall be, for a node that holds `own`.
-    fn desired(&self, own: &LeaseKey, peers: &[Peer<'_>]) -> Desired;
+    fn desired(&self, own: IpNetwork, peers: &[Peer<'_>]) -> Desired;
 }
 
-/// Another node.
+/// Another node, as one family sees it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Peer<'a> {
-    pub(crate) subnet: &'a LeaseKey,
-    pub(crate) attributes: &'a Attributes,
+    /// What it leases; host bits are kept.
+    pub(crate) subnet: IpNetwork,
+    /// Its underlay address.
+    pub(crate) public_ip: Option<IpAddr>,
+    /// Its backend.
+    pub(crate) backend_type: &'a str,
+    /// What its backend published for this family.
+    pub(crate) data: Option<&'a Value>,
+}
+
+impl<'a> Peer<'a> {
+    /// Returns `None` if the lease has no subnet of this family.
+    pub(crate) fn of(family: Family, key: &LeaseKey, attributes: &'a Attributes) -> Option<Self> {
+        Some(Self {
+            subnet: key.subnet(family)?,
+            public_ip: attributes.public(family),
+            backend_type: &attributes.backend_type,
+            data: attributes.data(family),
+        })
+    }
 }
 
 /// What shall be, and the peers that had to be left out.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Desired {
     pub(crate) state: NetState,
-    pub(crate) left_out: Vec<(LeaseKey, Reason)>,
+    pub(crate) left_out: Vec<(IpNetwork, Reason)>,
     /// What this program carries itself, if the kernel does not.
-    pub(crate) forwarding: Option<Forwarding>,
+    pub(crate) forwarding: Vec<Forwarding>,
+}
+
+/// The backend of each family that packets between nodes can have; there is one at least.
+pub(crate) struct Backends {
+    by_family: PerFamily<Box<dyn Backend>>,
+}
+
+impl Backends {
+    /// Adds what is to be published to what the lease says.
+    pub(crate) fn attributes(&self, interface: &ExternalInterface) -> Attributes {
+        let published = |family| self.by_family.get(family).map(|backend| backend.published());
+        let public_ip = |family| Some(interface.addresses.get(family)?.public_ip);
+        let kinds = Family::ALL.into_iter().filter_map(published);
+        let backend_type = kinds.map(|(kind, _)| kind).next().unwrap_or_default().to_owned();
+        let data = |family| published(family).and_then(|(_, data)| data);
+        let (public_ip, public_ipv6) = match (public_ip(Family::V4), public_ip(Family::V6)) {
+            (Some(IpAddr::V4(ipv4)), Some(IpAddr::V6(ipv6))) => (ipv4, Some(ipv6)),
+            (Some(IpAddr::V4(ipv4)), _) => (ipv4, None),
+            (_, Some(IpAddr::V6(ipv6))) => (Ipv4Addr::UNSPECIFIED, Some(ipv6)),
+            _ => (Ipv4Addr::UNSPECIFIED, None),
+        };
+        Attributes {
+            public_ip,
+            public_ipv6,
+            backend_type,
+            backend_data: data(Family::V4),
+            backend_v6_data: data(Family::V6),
+        }
+    }
+
+    /// Returns the MTU that pods get: what every family can carry.
+    pub(crate) fn pod_mtu(&self) -> Mtu {
+        let carried = self.by_family.values().map(|backend| backend.pod_mtu());
+        carried.min().expect("there is a backend for one family at least")
+    }
+
+    /// Returns the links that the backends make.
+    pub(crate) fn devices(&self) -> BTreeSet<LinkName> {
+        self.by_family.values().filter_map(|backend| backend.device()).collect()
+    }
+
+    /// Returns what belongs to the backends in the kernel, for a node that holds `own`.
+    pub(crate) fn scope(&self, own: &LeaseKey, leases: &[(&LeaseKey, &Attributes)]) -> Scope {
+        let of = |family| {
+            let backend = self.by_family.get(family).filter(|_| own.subnet(family).is_some())?;
+            Some(backend.scope(&peers(family, leases)))
+        };
+        Family::ALL.into_iter().filter_map(of).fold(Scope::default(), Scope::join)
+    }
+
+    /// Returns the state that shall be, for a node that holds `own`.
+    pub(crate) fn desired(&self, own: &LeaseKey, leases: &[(&LeaseKey, &Attributes)]) -> Desired {
+        let of = |family| {
+            let backend = self.by_family.get(family)?;
+            Some(backend.desired(own.subnet(family)?, &peers(family, leases)))
+        };
+        Family::ALL.into_iter().filter_map(of).fold(Desired::default(), Desired::join)
+    }
+}
+
+fn peers<'a>(family: Family, leases: &[(&LeaseKey, &'a Attributes)]) -> Vec<Peer<'a>> {
+    leases.iter().filter_map(|(key, attributes)| Peer::of(family, key, attributes)).collect()
+}
+
+impl Desired {
+    fn join(mut self, other: Self) -> Self {
+        self.state.extend(other.state);
+        self.left_out.extend(other.left_out);
+        self.forwarding.extend(other.forwarding);
+        self
+    }
 }
 
 /// Why a peer is left out.
@@ -65,19 +158,23 @@ pub(crate) enum Reason {
     #[error("its subnet overlaps our own")]
     OverlapsOwn,
     #[error("its subnet overlaps that of {0}")]
-    OverlapsPeer(LeaseKey),
+    OverlapsPeer(IpNetwork),
     #[error("its key has host bits")]
     HostBits,
+    #[error("it has no public {0} address")]
+    NoPublicIp(Family),
     #[error("its public address {0} cannot be that of a node")]
-    PublicIp(Ipv4Addr),
+    PublicIp(IpAddr),
     #[error("its public address {0} is ours")]
-    OurPublicIp(Ipv4Addr),
+    OurPublicIp(IpAddr),
     #[error("its backend is {theirs:?}, not {ours:?}")]
     BackendType { theirs: String, ours: &'static str },
     #[error("its backend data does not decode: {0}")]
     BackendData(String),
     #[error("its Ethernet address is that of {0}")]
     SameMac(String),
+    #[error("it does not carry IPv6 over udp")]
+    NoIpv6OverUdp,
 }
 
 /// Why the configuration of a backend cannot be used.
@@ -95,9 +192,14 @@ pub(crate) enum BackendError {
         "host-gw cannot work behind a NAT: other nodes send to {public_ip}, but the interface has \
          {ip}; use vxlan"
     )]
-    NotDirect { ip: Ipv4Addr, public_ip: Ipv4Addr },
+    NotDirect { ip: IpAddr, public_ip: IpAddr },
     #[error("MTU {mtu} leaves no room for pods: {overhead} bytes are added to every packet")]
     Mtu { mtu: u32, overhead: u32 },
+    #[error(
+        "MTU {mtu} leaves no room for IPv6 pods: {overhead} bytes are added to every packet, so that \
+         {least} are needed; use host-gw, or leave EnableIPv6 out", least = Mtu::MIN_IPV6 + overhead
+    )]
+    Ipv6Mtu { mtu: u32, overhead: u32 },
 }
 
 /// Checks the configuration of the backend for a node with this interface.
@@ -105,14 +207,30 @@ pub(crate) enum BackendError {
 /// `device_mac` is asked for the Ethernet address of a device that this node has already.
 pub(crate) fn configure(
     config: &BackendConfig,
-    network: IpNetwork,
+    networks: &PerFamily<IpNetwork>,
     interface: &ExternalInterface,
-    device_mac: impl FnOnce(LinkName) -> fabric::mac::MacAddr,
+    device_mac: impl Fn(LinkName) -> MacAddr,
+) -> Result<Backends, BackendError> {
+    let by_family = PerFamily::try_from_fn(|family| {
+        let underlay = networks.get(family).copied().zip(interface.underlay(family));
+        let backend =
+            |(network, underlay)| configure_family(config, network, underlay, &device_mac);
+        underlay.map(backend).transpose()
+    })?;
+    Ok(Backends { by_family })
+}
+
+fn configure_family(
+    config: &BackendConfig,
+    network: IpNetwork,
+    underlay: Underlay,
+    device_mac: impl Fn(LinkName) -> MacAddr,
 ) -> Result<Box<dyn Backend>, BackendError> {
+    let options = &config.options;
     Ok(match config.kind.as_str() {
-        "vxlan" => Box::new(Vxlan::configure(&config.options, network, interface, device_mac)?),
-        "host-gw" => Box::new(HostGw::configure(network, interface)?),
-        "udp" => Box::new(Udp::configure(&config.options, network, interface)?),
+        "vxlan" => Box::new(Vxlan::configure(options, network, underlay, device_mac)?),
+        "host-gw" => Box::new(HostGw::configure(network, underlay)?),
+        "udp" => Box::new(Udp::configure(options, network, underlay)?),
         other => return Err(BackendError::Unknown(other.to_owned())),
     })
 }

@@ -82,6 +82,7 @@ pub(crate) struct InterfaceOptions {
     pub(crate) regexes: Vec<String>,
     pub(crate) can_reach: Option<IpAddr>,
     pub(crate) public_ip: Option<Ipv4Addr>,
+    pub(crate) public_ipv6: Option<Ipv6Addr>,
 }
 
 /// A text that never shows in logs.
@@ -262,13 +263,12 @@ impl Typed {
     }
 
     fn interface(&self) -> Result<InterfaceOptions, UsageError> {
-        // Only IPv4 is served so far; the value is checked all the same.
-        self.parsed::<Ipv6Addr>("public-ipv6", "an IPv6 address")?;
         Ok(InterfaceOptions {
             names: self.values.get("iface").cloned().unwrap_or_default(),
             regexes: self.values.get("iface-regex").cloned().unwrap_or_default(),
             can_reach: self.parsed("iface-can-reach", "an IP address")?,
             public_ip: self.parsed("public-ip", "an IPv4 address")?,
+            public_ipv6: self.parsed("public-ipv6", "an IPv6 address")?,
         })
     }
 

@@ -12,13 +12,13 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
+use crate::family::{Family, PerFamily};
+
 /// The network configuration, valid as a whole.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct NetworkConfig {
-    /// IPv4, unless it is switched off.
-    pub(crate) ipv4: Option<Pool>,
-    /// IPv6, if it is switched on.
-    pub(crate) ipv6: Option<Pool>,
+    /// The subnets to lease: of IPv4 unless it is switched off, of IPv6 if it is switched on.
+    pub(crate) pools: PerFamily<Pool>,
     /// Whether rules go into nftables by the administrator's word.
     pub(crate) enable_nftables: bool,
     /// How packets travel between nodes.
@@ -66,25 +66,11 @@ pub(crate) enum ConfigError {
     NotInside { key: &'static str, value: IpAddr, network: IpNetwork },
     #[error("{key} {value} is not the first address of a /{subnet_len}")]
     NotOnBoundary { key: &'static str, value: IpAddr, subnet_len: u8 },
-    #[error("Backend has no Type: want vxlan or host-gw")]
+    #[error("Backend has no Type: want vxlan, host-gw or udp")]
     NoBackendType,
 }
 
-/// An address family, and what it is called in the configuration.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Family {
-    V4,
-    V6,
-}
-
 impl Family {
-    const fn bits(self) -> u8 {
-        match self {
-            Self::V4 => 32,
-            Self::V6 => 128,
-        }
-    }
-
     const fn example(self) -> &'static str {
         match self {
             Self::V4 => "10.244.0.0/16",
@@ -177,30 +163,39 @@ struct PoolDocument {
     max: Option<IpAddr>,
 }
 
+impl Document {
+    /// What it says about the families that are switched on.
+    fn pools(&self) -> PerFamily<PoolDocument> {
+        let ipv4 = self.enable_ipv4.unwrap_or(true).then(|| PoolDocument {
+            family: Family::V4,
+            network: self.network.map(IpNetwork::V4),
+            subnet_len: self.subnet_len,
+            min: self.subnet_min.map(IpAddr::V4),
+            max: self.subnet_max.map(IpAddr::V4),
+        });
+        let ipv6 = self.enable_ipv6.then(|| PoolDocument {
+            family: Family::V6,
+            network: self.ipv6_network.map(IpNetwork::V6),
+            subnet_len: self.ipv6_subnet_len,
+            min: self.ipv6_subnet_min.map(IpAddr::V6),
+            max: self.ipv6_subnet_max.map(IpAddr::V6),
+        });
+        PerFamily { ipv4, ipv6 }
+    }
+}
+
 impl NetworkConfig {
     /// Decodes and checks the configuration, and fills in what it leaves open.
     pub(crate) fn parse(json: &[u8]) -> Result<Self, ConfigError> {
         let document: Document = fabric::json::from_slice(json)?;
-        let ipv4 = document.enable_ipv4.unwrap_or(true).then(|| PoolDocument {
-            family: Family::V4,
-            network: document.network.map(IpNetwork::V4),
-            subnet_len: document.subnet_len,
-            min: document.subnet_min.map(IpAddr::V4),
-            max: document.subnet_max.map(IpAddr::V4),
-        });
-        let ipv6 = document.enable_ipv6.then(|| PoolDocument {
-            family: Family::V6,
-            network: document.ipv6_network.map(IpNetwork::V6),
-            subnet_len: document.ipv6_subnet_len,
-            min: document.ipv6_subnet_min.map(IpAddr::V6),
-            max: document.ipv6_subnet_max.map(IpAddr::V6),
-        });
-        if ipv4.is_none() && ipv6.is_none() {
+        let pools = document.pools();
+        if pools.families().next().is_none() {
             return Err(ConfigError::NoFamily);
         }
         Ok(Self {
-            ipv4: ipv4.map(PoolDocument::check).transpose()?,
-            ipv6: ipv6.map(PoolDocument::check).transpose()?,
+            pools: PerFamily::try_from_fn(|family| {
+                pools.get(family).map(PoolDocument::check).transpose()
+            })?,
             enable_nftables: document.enable_nftables,
             backend: BackendConfig::parse(document.backend)?,
         })
@@ -228,7 +223,7 @@ impl BackendConfig {
 }
 
 impl PoolDocument {
-    fn check(self) -> Result<Pool, ConfigError> {
+    fn check(&self) -> Result<Pool, ConfigError> {
         let keys = self.family.keys();
         let network = self.network.filter(|network| network.prefix() > 0);
         let network = network.ok_or(ConfigError::NoNetwork(self.family))?;
@@ -243,7 +238,7 @@ impl PoolDocument {
             subnet_len,
             // The first subnet is left out, as it always was.
             min: self.min.unwrap_or_else(|| from_bits(first + step, self.family)),
-            max: self.max.unwrap_or_else(|| from_bits(first + size - step, self.family)),
+            max: self.max.unwrap_or_else(|| from_bits(first + (size - step), self.family)),
         };
         for (key, value) in [(keys.min, pool.min), (keys.max, pool.max)] {
             if !network.contains(value) {
@@ -260,14 +255,18 @@ impl PoolDocument {
         let keys = self.family.keys();
         let prefix = network.prefix();
         let longest = self.family.bits() - 2;
+        let too_small = ConfigError::NetworkTooSmall {
+            key: keys.network,
+            value: network,
+            longest: self.family.bits() - 4,
+        };
         let Some(value) = self.subnet_len.filter(|len| *len != 0) else {
-            return self.family.default_subnet_len(prefix).ok_or(ConfigError::NetworkTooSmall {
-                key: keys.network,
-                value: network,
-                longest: self.family.bits() - 4,
-            });
+            return self.family.default_subnet_len(prefix).ok_or(too_small);
         };
         let shortest = prefix + 2;
+        if shortest > longest {
+            return Err(too_small);
+        }
         let range = ConfigError::SubnetLen { key: keys.len, value, shortest, longest, network };
         let len = u8::try_from(value).ok().filter(|len| (shortest..=longest).contains(len));
         len.ok_or(range)
@@ -285,7 +284,7 @@ impl Pool {
 
     /// Returns the subnets that can be leased, from the first to the last.
     pub(crate) fn subnets(&self) -> impl Iterator<Item = IpNetwork> {
-        let family = if self.network.is_ipv4() { Family::V4 } else { Family::V6 };
+        let family = Family::of_network(self.network);
         let step = 1_u128 << (family.bits() - self.subnet_len);
         let (min, max) = (to_bits(self.min), to_bits(self.max));
         let subnet_len = self.subnet_len;

@@ -6,7 +6,6 @@
 
 use std::sync::mpsc as blocking;
 use std::thread;
-use std::time::{Duration, Instant};
 
 use fabric::link_name::LinkName;
 use fabric::netlink::{ApplyError, NetlinkError, Report, Scope, Socket, converge};
@@ -26,7 +25,7 @@ pub(crate) struct Wanted {
     pub(crate) scope: Scope,
     pub(crate) state: NetState,
     pub(crate) rules: Ruleset,
-    pub(crate) forwarding: Option<Forwarding>,
+    pub(crate) forwarding: Vec<Forwarding>,
 }
 
 /// What came of it.
@@ -38,8 +37,6 @@ pub(crate) struct Outcome {
     pub(crate) node_failures: Vec<String>,
     /// What failed of those that concern one peer each.
     pub(crate) peer_failures: Vec<String>,
-    /// How long it took.
-    pub(crate) duration: Duration,
 }
 
 impl Outcome {
@@ -109,7 +106,6 @@ pub(crate) async fn log_traffic_on_signal(kernel: Kernel) -> std::io::Result<()>
 }
 
 fn make_true(socket: &mut Socket, data_paths: &mut Vec<DataPath>, wanted: Wanted) -> Outcome {
-    let start = Instant::now();
     let mut outcome = Outcome::default();
     match converge(socket, &wanted.scope, &wanted.state) {
         Ok(Report { plan, failures }) => {
@@ -126,12 +122,11 @@ fn make_true(socket: &mut Socket, data_paths: &mut Vec<DataPath>, wanted: Wanted
         Ok(operations) => outcome.operations += operations,
         Err(error) => outcome.node_failures.push(chain(&error)),
     }
-    if let Some(forwarding) = wanted.forwarding
-        && let Err(error) = DataPath::ensure(data_paths, forwarding)
-    {
-        outcome.node_failures.push(chain(&error));
+    for forwarding in wanted.forwarding {
+        if let Err(error) = DataPath::ensure(data_paths, forwarding) {
+            outcome.node_failures.push(chain(&error));
+        }
     }
-    outcome.duration = start.elapsed();
     outcome
 }
 

@@ -4,15 +4,16 @@
 //! answer goes to standard output, as a table or as JSON.
 
 use std::fmt::Write as _;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::cli::{LeaseCommand, StoreOptions, Verb};
 use crate::config::{ConfigError, NetworkConfig};
+use crate::family::Family;
 use crate::lease::acquire::{Entry, Listed};
-use crate::lease::keeper::{Answer, Put, Step};
+use crate::lease::keeper::{Answer, Guard, Listing, Put, Step};
 use crate::lease::{Attributes, LeaseKey, wire};
 use crate::store::{DirectoryStore, EtcdStore, LEASE_TTL, LeaseStore, StoreError};
 
@@ -57,7 +58,7 @@ pub(crate) fn run(command: LeaseCommand) -> Result<String, CommandError> {
 }
 
 async fn perform(store: &impl LeaseStore, verb: Verb) -> Result<Vec<Row>, CommandError> {
-    let rows = list(store).await?;
+    let (rows, revision) = list(store).await?;
     match verb {
         Verb::List => Ok(rows),
         Verb::Show(key) => Ok(vec![find(rows, key)?]),
@@ -72,18 +73,23 @@ async fn perform(store: &impl LeaseStore, verb: Verb) -> Result<Vec<Row>, Comman
                 _ => Ok(vec![row]),
             }
         }
-        Verb::Reserve(key, ip) => reserve(store, rows, key, ip).await,
+        Verb::Reserve(key, ipv4, ipv6) => {
+            reserve(store, (rows, revision), key, reservation(ipv4, ipv6)).await
+        }
     }
 }
 
-async fn list(store: &impl LeaseStore) -> Result<Vec<Row>, StoreError> {
-    let Answer::Listed(entries) = store.perform(&Step::List).await? else { return Ok(Vec::new()) };
+/// Returns all leases, in the order of their keys, and the revision of the store.
+async fn list(store: &impl LeaseStore) -> Result<(Vec<Row>, i64), StoreError> {
+    let Answer::Listed(Listing { entries, revision }) = store.perform(&Step::List).await? else {
+        return Ok((Vec::new(), 0));
+    };
     let ages = store.perform(&Step::Ages(entries.iter().map(Into::into).collect())).await?;
     let ages = if let Answer::Ages(ages) = ages { ages } else { Vec::new() };
     let mut rows: Vec<_> =
         entries.into_iter().zip(ages).map(|(entry, age)| Row { entry, age }).collect();
     rows.sort_by_key(|row| row.entry.listed.key);
-    Ok(rows)
+    Ok((rows, revision))
 }
 
 fn find(rows: Vec<Row>, key: LeaseKey) -> Result<Row, CommandError> {
@@ -94,32 +100,36 @@ fn find(rows: Vec<Row>, key: LeaseKey) -> Result<Row, CommandError> {
 /// Makes a key without an end; a lease that the node holds already becomes one.
 async fn reserve(
     store: &impl LeaseStore,
-    rows: Vec<Row>,
+    (rows, revision): (Vec<Row>, i64),
     key: LeaseKey,
-    ip: Ipv4Addr,
+    reservation: Attributes,
 ) -> Result<Vec<Row>, CommandError> {
     let config = NetworkConfig::parse(&store.network_config().await?)?;
-    if !config.ipv4.is_some_and(|pool| pool.offers(key.subnet4())) || key.ipv6.is_some() {
+    let is_on_offer = |subnet| {
+        let pool = config.pools.get(Family::of_network(subnet));
+        pool.is_some_and(|pool| pool.offers(subnet))
+    };
+    if !key.subnets().all(is_on_offer) {
         return Err(CommandError::NotOnOffer(key));
     }
     let before = rows.into_iter().find(|row| row.entry.listed.key.overlaps(&key));
     let (guard, attributes) = match before {
-        None => (None, reservation(ip)),
+        None => (Guard::Free { since: revision }, reservation),
         Some(Row { entry, .. }) => {
             let Listed { key: held, attributes } = entry.listed;
             match attributes {
-                Some(attributes) if held == key && attributes.public_ip == ip => {
-                    (Some(entry.revision), attributes)
+                Some(attributes) if held == key && attributes.is_same_node(&reservation) => {
+                    (Guard::At(entry.revision), attributes)
                 }
                 attributes => {
-                    let by = attributes.map(|attributes| attributes.public_ip.to_string());
-                    let by = by.unwrap_or_else(|| "an unreadable value".to_owned());
+                    let by = attributes.and_then(|attributes| attributes.identity());
+                    let by = by.map_or("an unreadable value".to_owned(), |ip| ip.to_string());
                     return Err(CommandError::Held { subnet: key, held, by });
                 }
             }
         }
     };
-    let put = Put { key, attributes: attributes.clone(), guard, lease: 0 };
+    let put = Put { key, attributes: attributes.clone(), guard, lease: 0, replaces: None };
     let Answer::Written(Some(revision)) = store.perform(&Step::Put(put)).await? else {
         return Err(CommandError::Changed(key));
     };
@@ -128,10 +138,10 @@ async fn reserve(
 }
 
 /// What a reservation says until its node comes; other nodes have no use for it.
-fn reservation(public_ip: Ipv4Addr) -> Attributes {
+fn reservation(public_ip: Option<Ipv4Addr>, public_ipv6: Option<Ipv6Addr>) -> Attributes {
     Attributes {
-        public_ip,
-        public_ipv6: None,
+        public_ip: public_ip.unwrap_or(Ipv4Addr::UNSPECIFIED),
+        public_ipv6,
         backend_type: String::new(),
         backend_data: None,
         backend_v6_data: None,
@@ -139,26 +149,40 @@ fn reservation(public_ip: Ipv4Addr) -> Attributes {
 }
 
 fn as_table(rows: &[Row]) -> String {
-    let mut table =
-        format!("{:<20} {:<16} {:<10} {}\n", "SUBNET", "PUBLIC IP", "BACKEND", "RENEWED");
-    for Row { entry, age } in rows {
-        let subnet = entry.listed.key.to_string().replace('-', "/");
-        let (ip, backend) = match &entry.listed.attributes {
-            Some(attributes) => (attributes.public_ip.to_string(), attributes.backend_type.clone()),
-            None => ("unreadable".to_owned(), String::new()),
-        };
-        let renewed = match (entry.lease, age) {
-            (0, _) => "reserved".to_owned(),
-            (_, Some(age)) => {
-                let left = LEASE_TTL.saturating_sub(*age);
-                format!("{} ago, ends in {}", brief(*age), brief(left))
-            }
-            (_, None) => "ended".to_owned(),
-        };
-        writeln!(table, "{subnet:<20} {ip:<16} {backend:<10} {renewed}")
+    let cells: Vec<_> = rows.iter().map(cells).collect();
+    let width = |column: usize, least| {
+        cells.iter().map(|row: &[String; 4]| row[column].len()).max().unwrap_or(0).max(least)
+    };
+    let (subnet_width, ip_width) = (width(0, 20), width(1, 16));
+    let title = ["SUBNET", "PUBLIC IP", "BACKEND", "RENEWED"].map(str::to_owned);
+    let mut table = String::new();
+    for [subnet, ip, backend, renewed] in [title].iter().chain(&cells) {
+        writeln!(table, "{subnet:<subnet_width$} {ip:<ip_width$} {backend:<10} {renewed}")
             .expect("a string takes any text");
     }
     table
+}
+
+fn cells(Row { entry, age }: &Row) -> [String; 4] {
+    let (ip, backend) = match &entry.listed.attributes {
+        Some(attributes) => (addresses(attributes), attributes.backend_type.clone()),
+        None => ("unreadable".to_owned(), String::new()),
+    };
+    let renewed = match (entry.lease, age) {
+        (0, _) => "reserved".to_owned(),
+        (_, Some(age)) => {
+            let left = LEASE_TTL.saturating_sub(*age);
+            format!("{} ago, ends in {}", brief(*age), brief(left))
+        }
+        (_, None) => "ended".to_owned(),
+    };
+    [entry.listed.key.to_plain(), ip, backend, renewed]
+}
+
+/// The public addresses, joined as the subnets of a key are.
+fn addresses(attributes: &Attributes) -> String {
+    let addresses = Family::ALL.into_iter().filter_map(|family| attributes.public(family));
+    addresses.map(|ip| ip.to_string()).collect::<Vec<_>>().join("&")
 }
 
 fn brief(time: Duration) -> String {
@@ -174,7 +198,7 @@ fn as_json(rows: &[Row]) -> String {
         let value = entry.listed.attributes.as_ref().map(wire::encode);
         let value = value.and_then(|value| serde_json::from_slice::<Value>(&value).ok());
         json!({
-            "subnet": entry.listed.key.to_string().replace('-', "/"),
+            "subnet": entry.listed.key.to_plain(),
             "key": entry.listed.key.to_string(),
             "reserved": entry.lease == 0,
             "renewed_secs_ago": age.map(|age| age.as_secs()),

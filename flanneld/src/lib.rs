@@ -4,6 +4,7 @@
 mod cli;
 mod config;
 mod external_interface;
+mod family;
 
 mod lease;
 mod store;

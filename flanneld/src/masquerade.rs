@@ -4,9 +4,12 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use fabric::packet_filter::{
-    Chain, Family, Hook, Match, Ownership, Rule, Ruleset, Table, TableId, Verdict,
+    self, Chain, Hook, Match, Ownership, Rule, Ruleset, Table, TableId, Verdict,
 };
 use ipnetwork::IpNetwork;
+
+use crate::family::{Family, PerFamily};
+use crate::lease::LeaseKey;
 
 /// kube-proxy marks what it will masquerade itself.
 const KUBE_PROXY_MARK: u32 = 0x4000;
@@ -22,12 +25,32 @@ pub(crate) struct RuleOptions {
     pub(crate) forward: bool,
 }
 
-/// Returns the rules for a node with `subnet` in `network`.
-pub(crate) fn desired(options: RuleOptions, network: IpNetwork, subnet: IpNetwork) -> Ruleset {
-    let (family, name) = match network {
-        IpNetwork::V4(_) => (Family::Ip, "flannel-ipv4"),
-        IpNetwork::V6(_) => (Family::Ip6, "flannel-ipv6"),
+/// Returns the rules for a node with these subnets, one table for each family. That of a family
+/// without a network shall not be there.
+pub(crate) fn desired(
+    options: RuleOptions,
+    networks: &PerFamily<IpNetwork>,
+    subnets: &LeaseKey,
+) -> Ruleset {
+    let table = |family| {
+        let (nft_family, name) = match family {
+            Family::V4 => (packet_filter::Family::Ip, "flannel-ipv4"),
+            Family::V6 => (packet_filter::Family::Ip6, "flannel-ipv6"),
+        };
+        let both = networks.get(family).copied().zip(subnets.subnet(family));
+        Table {
+            id: TableId { family: nft_family, name: name.to_owned() },
+            ownership: Ownership::Whole,
+            comment: Some(format!("rules for {name}")),
+            chains: both
+                .map_or_else(Vec::new, |(network, subnet)| chains(options, network, subnet)),
+        }
     };
+    Ruleset { tables: Family::ALL.into_iter().map(table).collect() }
+}
+
+/// The chains for a node with `subnet` in `network`.
+fn chains(options: RuleOptions, network: IpNetwork, subnet: IpNetwork) -> Vec<Chain> {
     let mut chains = Vec::new();
     if options.forward {
         chains.push(forward(network));
@@ -35,13 +58,7 @@ pub(crate) fn desired(options: RuleOptions, network: IpNetwork, subnet: IpNetwor
     if options.masquerade {
         chains.push(postrouting(options.random_fully, network, subnet));
     }
-    let table = Table {
-        id: TableId { family, name: name.to_owned() },
-        ownership: Ownership::Whole,
-        comment: Some(format!("rules for {name}")),
-        chains,
-    };
-    Ruleset { tables: vec![table] }
+    chains
 }
 
 fn forward(network: IpNetwork) -> Chain {

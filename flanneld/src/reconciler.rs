@@ -3,58 +3,81 @@
 //! ```text
 //! store ─────────LeaseUpdate──▶ ┐
 //! renewal ───────Held─────────▶ ├─ table ─ desired() ─▶ kernel ─▶ subnet file, readiness
-//! kernel, timers ──wake───────▶ ┘
+//! kernel, timers ──changed()──▶ ┘
 //! ```
 //!
 //! An event carries no work: it only causes a pass, which compares everything. A pass that did not
 //! achieve everything is followed by another one, with growing pauses.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use fabric::link_name::LinkName;
+use fabric::netstate::Sysctl;
 use fabric::subnet_file::SubnetFile;
-use ipnetwork::{IpNetwork, Ipv4Network};
+use fabric::sysctl;
+use ipnetwork::IpNetwork;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, interval_at, sleep_until};
 use tracing::{debug, error, info, warn};
 
-use crate::backend::{Backend, Peer, Reason};
+use crate::backend::{Backends, Reason};
 use crate::clock;
 use crate::errors::chain;
+use crate::family::PerFamily;
 use crate::kernel::{Kernel, Outcome, Wanted};
+use crate::lease::Lease;
 use crate::lease::table::{LeaseTable, LeaseUpdate};
-use crate::lease::{Lease, LeaseKey};
 use crate::masquerade::{self, RuleOptions};
+use crate::notifications::{Interest, Notifications};
 
 /// Finds what no notification told.
 const CHECK_INTERVAL: Duration = Duration::from_secs(60);
+/// The kernel does not tell when its parameters change, nor the file system when a file goes: they
+/// are glanced at this often, which takes some ten microseconds.
+const GLANCE_INTERVAL: Duration = Duration::from_millis(500);
 /// Notifications come in bursts, also for what a pass does itself.
 const SETTLE_MIN: Duration = Duration::from_millis(20);
 /// While notifications do not end, passes take at most one part in so many of the time.
 const SETTLE_SHARE: u32 = 5;
+/// Whatever the last pass had to do, the next one does not wait longer than this.
+const SETTLE_MAX: Duration = Duration::from_millis(400);
 const RETRY_MIN: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(30);
 
 /// What hardly changes while the node runs.
 pub(crate) struct Node {
-    pub(crate) backend: Box<dyn Backend>,
-    pub(crate) network: Ipv4Network,
+    pub(crate) backends: Backends,
+    /// The interface between nodes.
+    pub(crate) underlay: LinkName,
+    pub(crate) networks: PerFamily<IpNetwork>,
     pub(crate) rules: RuleOptions,
     pub(crate) subnet_file: PathBuf,
     pub(crate) kernel: Kernel,
 }
 
+impl Node {
+    fn interest(&self) -> Interest {
+        Interest {
+            devices: self.backends.devices(),
+            underlay: Some(self.underlay),
+            networks: self.networks.values().copied().collect(),
+        }
+    }
+}
+
 /// Where events come from and where results go.
-pub(crate) struct Channels {
+pub(crate) struct Channels<'a> {
     pub(crate) leases: mpsc::Receiver<LeaseUpdate>,
     /// The lease to work with, once there is one.
     pub(crate) held: watch::Receiver<Option<Lease>>,
-    /// The backend, whenever it is another one.
-    pub(crate) backends: mpsc::Receiver<Box<dyn Backend>>,
+    /// The backends, whenever they are others.
+    pub(crate) backends: mpsc::Receiver<Backends>,
     /// Told when the store holds something else under our key.
     pub(crate) doubts: mpsc::Sender<()>,
-    pub(crate) kernel_changes: mpsc::Receiver<()>,
+    pub(crate) notifications: Notifications<'a>,
     pub(crate) ready: watch::Sender<bool>,
 }
 
@@ -63,10 +86,12 @@ struct Reconciler {
     node: Node,
     own: Lease,
     table: LeaseTable,
-    left_out: BTreeMap<LeaseKey, Reason>,
+    left_out: BTreeMap<IpNetwork, Reason>,
     failures: Vec<String>,
     /// How long the last pass took.
     duration: Duration,
+    /// The kernel parameters that the last pass wanted.
+    sysctls: BTreeMap<Sysctl, String>,
     /// What the subnet file holds, once it was written.
     written: Option<SubnetFile>,
     /// Why it could not be written, as it was told.
@@ -74,12 +99,15 @@ struct Reconciler {
 }
 
 /// Runs until the program ends.
-pub(crate) async fn run(node: Node, mut channels: Channels) {
+///
+/// # Errors
+/// If the kernel does not tell any more what changes.
+pub(crate) async fn run(node: Node, mut channels: Channels<'_>) -> io::Result<()> {
     let own = match channels.held.wait_for(Option::is_some).await {
         Ok(held) => held.clone(),
-        Err(_) => return,
+        Err(_) => return Ok(()),
     };
-    let Some(own) = own else { return };
+    let Some(own) = own else { return Ok(()) };
     let mut reconciler = Reconciler {
         node,
         own,
@@ -87,67 +115,87 @@ pub(crate) async fn run(node: Node, mut channels: Channels) {
         left_out: BTreeMap::new(),
         failures: Vec::new(),
         duration: Duration::ZERO,
+        sysctls: BTreeMap::new(),
         written: None,
         unwritten: None,
     };
     // Without a snapshot there is nothing to compare with: what is there would look like too much.
-    let Some(snapshot) = channels.leases.recv().await else { return };
+    let Some(snapshot) = channels.leases.recv().await else { return Ok(()) };
     reconciler.take(snapshot, &channels.doubts);
     let mut retry = RETRY_MIN;
     loop {
+        channels.notifications.restart(reconciler.node.interest());
         let done = reconciler.pass(&channels.ready).await;
         retry = if done { RETRY_MIN } else { (retry * 2).min(RETRY_MAX) };
         let pause = if done { CHECK_INTERVAL } else { retry };
         let again = Instant::now() + reconciler.departure().map_or(pause, |at| at.min(pause));
-        if !reconciler.wait(&mut channels, again).await {
-            return;
+        if !reconciler.wait(&mut channels, again).await? {
+            return Ok(());
         }
     }
 }
 
 impl Reconciler {
     /// Waits for a reason for a pass. Returns false when there will be none any more.
-    async fn wait(&mut self, channels: &mut Channels, mut deadline: Instant) -> bool {
+    async fn wait(
+        &mut self,
+        channels: &mut Channels<'_>,
+        mut deadline: Instant,
+    ) -> io::Result<bool> {
         let mut settling = false;
+        let mut glances = interval_at(Instant::now() + GLANCE_INTERVAL, GLANCE_INTERVAL);
         loop {
             tokio::select! {
                 update = channels.leases.recv() => {
-                    let Some(update) = update else { return false };
+                    let Some(update) = update else { return Ok(false) };
                     let mut changed = self.take(update, &channels.doubts);
                     while let Ok(update) = channels.leases.try_recv() {
                         changed |= self.take(update, &channels.doubts);
                     }
                     if changed {
-                        return true;
+                        return Ok(true);
                     }
                 }
                 held = channels.held.changed() => {
                     if held.is_err() {
-                        return false;
+                        return Ok(false);
                     }
                     if let Some(own) = channels.held.borrow_and_update().clone() {
                         self.own = own;
                     }
-                    return true;
+                    return Ok(true);
                 }
-                backend = channels.backends.recv() => {
-                    let Some(backend) = backend else { return false };
-                    self.node.backend = backend;
-                    return true;
+                backends = channels.backends.recv() => {
+                    let Some(backends) = backends else { return Ok(false) };
+                    self.node.backends = backends;
+                    return Ok(true);
                 }
-                change = channels.kernel_changes.recv() => {
-                    if change.is_none() {
-                        return false;
+                changed = channels.notifications.changed(), if !settling => {
+                    changed?;
+                    settling = true;
+                    deadline = deadline.min(Instant::now() + self.settle());
+                }
+                _ = glances.tick() => {
+                    if self.is_disturbed() {
+                        return Ok(true);
                     }
-                    if !settling {
-                        settling = true;
-                        let settle = SETTLE_MIN.max(self.duration * SETTLE_SHARE);
-                        deadline = deadline.min(Instant::now() + settle);
-                    }
                 }
-                () = sleep_until(deadline) => return true,
+                () = sleep_until(deadline) => return Ok(true),
             }
         }
+    }
+
+    /// How long to wait for further notifications after the first one.
+    fn settle(&self) -> Duration {
+        (self.duration * SETTLE_SHARE).clamp(SETTLE_MIN, SETTLE_MAX)
+    }
+
+    /// Whether something is not as the last pass left it, of what nobody tells about.
+    fn is_disturbed(&self) -> bool {
+        let differs =
+            |(key, value): (&Sysctl, &String)| sysctl::read(key).is_ok_and(|now| now != *value);
+        self.sysctls.iter().any(differs)
+            || (self.written.is_some() && !self.node.subnet_file.exists())
     }
 
     /// Returns how long the next peer is kept whose lease has ended.
@@ -160,7 +208,7 @@ impl Reconciler {
         match &update {
             LeaseUpdate::Snapshot(all) => debug!(leases = all.len(), "all leases were listed"),
             LeaseUpdate::Put(lease) => {
-                debug!(subnet = %lease.subnet, via = %lease.attributes.public_ip, "lease changed");
+                debug!(subnet = %lease.subnet, "lease changed");
             }
             LeaseUpdate::Removed(subnet) => debug!(%subnet, "lease removed"),
         }
@@ -176,24 +224,21 @@ impl Reconciler {
     async fn pass(&mut self, ready: &watch::Sender<bool>) -> bool {
         self.table.forget(clock::since_boot());
         let own = self.own.subnet;
-        let network = IpNetwork::V4(self.node.network);
-        let peers: Vec<_> = self
-            .table
-            .peers(&own)
-            .map(|(subnet, attributes)| Peer { subnet, attributes })
-            .collect();
-        let scope = self.node.backend.scope(&peers);
-        let desired = self.node.backend.desired(&own, &peers);
-        let peers = peers.len() - desired.left_out.len();
+        let leases: Vec<_> = self.table.peers(&own).collect();
+        let scope = self.node.backends.scope(&own, &leases);
+        let start = Instant::now();
+        let desired = self.node.backends.desired(&own, &leases);
+        self.sysctls.clone_from(&desired.state.sysctls);
+        let peers = leases.len().saturating_sub(desired.left_out.len());
         let wanted = Wanted {
             scope,
             state: desired.state,
-            rules: masquerade::desired(self.node.rules, network, IpNetwork::V4(own.ipv4)),
+            rules: masquerade::desired(self.node.rules, &self.node.networks, &own),
             forwarding: desired.forwarding,
         };
         self.report_left_out(desired.left_out);
         let outcome = self.node.kernel.make_true(wanted).await;
-        self.duration = outcome.duration;
+        self.duration = start.elapsed();
         self.report(&outcome, peers);
         let written = outcome.node_failures.is_empty() && self.write_subnet_file();
         ready.send_if_modified(|ready| std::mem::replace(ready, written) != written);
@@ -202,21 +247,18 @@ impl Reconciler {
 
     /// Tells the CNI plugin, once the node's own device and rules are there.
     fn write_subnet_file(&mut self) -> bool {
-        let file = SubnetFile {
-            networks4: vec![self.node.network],
-            subnet4: Some(self.own.subnet.ipv4),
-            networks6: Vec::new(),
-            subnet6: None,
-            mtu: self.node.backend.pod_mtu().get(),
-            ip_masq: self.node.rules.masquerade,
-        };
+        let own = self.own.subnet;
+        let networks = self.node.networks.values().copied();
+        let mtu = self.node.backends.pod_mtu().get();
+        let masquerade = self.node.rules.masquerade;
+        let file = SubnetFile::new(networks, own.subnets(), mtu, masquerade);
         let path = &self.node.subnet_file;
         if self.written.as_ref() == Some(&file) && path.exists() {
             return true;
         }
         match file.write(path) {
             Ok(()) => {
-                info!(path = %path.display(), subnet = %self.own.subnet.ipv4, "subnet file written");
+                info!(path = %path.display(), subnet = %own, "subnet file written");
                 (self.written, self.unwritten) = (Some(file), None);
                 true
             }
@@ -232,7 +274,7 @@ impl Reconciler {
     }
 
     fn report(&mut self, outcome: &Outcome, peers: usize) {
-        let duration_ms = outcome.duration.as_millis();
+        let duration_ms = milliseconds(self.duration);
         if outcome.operations > 0 {
             info!(operations = outcome.operations, peers, duration_ms, "kernel state corrected");
         } else {
@@ -246,7 +288,7 @@ impl Reconciler {
         self.failures = failures;
     }
 
-    fn report_left_out(&mut self, left_out: Vec<(LeaseKey, Reason)>) {
+    fn report_left_out(&mut self, left_out: Vec<(IpNetwork, Reason)>) {
         let left_out: BTreeMap<_, _> = left_out.into_iter().collect();
         for (subnet, reason) in &left_out {
             if self.left_out.get(subnet) != Some(reason) {
@@ -255,4 +297,9 @@ impl Reconciler {
         }
         self.left_out = left_out;
     }
+}
+
+/// With one decimal.
+fn milliseconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e4).round() / 10.0
 }

@@ -4,11 +4,14 @@
 use std::path::Path;
 use std::time::Duration;
 
+use ipnetwork::IpNetwork;
+use serde_json::Value;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::sleep;
 use tracing::{debug, error, info, warn};
 
 use crate::errors::chain;
+use crate::family::Family;
 use crate::lease::acquire::Request;
 use crate::lease::keeper::{Answer, Keeper, Notice, Step, Time, Timing, summary};
 use crate::lease::{Attributes, Lease, LeaseKey};
@@ -145,9 +148,14 @@ fn tell_acquired(key: LeaseKey, before: Option<LeaseKey>) {
         None => info!(subnet = %key, "lease acquired"),
         Some(before) if before == key => info!(subnet = %key, "the lease is ours again"),
         Some(before) => {
-            let pods = pods::on(before.ipv4, Path::new(pods::NETWORKS)).join(", ");
+            let is_lost = |subnet: &IpNetwork| key.subnets().all(|now| now != *subnet);
+            let lost: Vec<_> = before.subnets().filter(is_lost).collect();
+            if lost.is_empty() {
+                return info!(subnet = %key, %before, "the lease has a subnet of another family too");
+            }
+            let pods = lost.into_iter().flat_map(|lost| pods::on(lost, Path::new(pods::NETWORKS)));
             error!(
-                subnet = %key, %before, %pods,
+                subnet = %key, %before, pods = %pods.collect::<Vec<_>>().join(", "),
                 "this node got another subnet; pods on the old one must be made anew"
             );
         }
@@ -157,8 +165,11 @@ fn tell_acquired(key: LeaseKey, before: Option<LeaseKey>) {
 /// Names a writer by what it wrote; values are small, and hold no secrets.
 fn who(attributes: Option<&Attributes>) -> String {
     let Some(attributes) = attributes else { return "an unreadable value".to_owned() };
-    let data = attributes.backend_data.as_ref().map(ToString::to_string).unwrap_or_default();
-    format!("{} {} {data}", attributes.public_ip, attributes.backend_type)
+    let addresses = Family::ALL.into_iter().filter_map(|family| attributes.public(family));
+    let data = Family::ALL.into_iter().filter_map(|family| attributes.data(family));
+    let kind = [attributes.backend_type.clone()].into_iter();
+    let words = addresses.map(|ip| ip.to_string()).chain(kind).chain(data.map(Value::to_string));
+    words.collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]

@@ -33,6 +33,9 @@ pub(crate) trait LeaseStore {
     /// Does one thing. An error means that it may have been done, or may be done later.
     async fn perform(&self, step: &Step) -> Result<Answer, StoreError>;
 
+    /// The address of this node changed: connections from the old one are dead and do not know it.
+    fn reconnect(&self) {}
+
     /// Tells about all leases, from a snapshot on, until nobody listens any more; after each
     /// notification of `relist` with a snapshot again.
     async fn watch(&self, updates: mpsc::Sender<LeaseUpdate>, relist: &Notify);

@@ -75,6 +75,15 @@ impl Cluster {
         Self { flanneld: BTreeMap::new(), nodes, store, underlay }
     }
 
+    /// Makes a cluster with this network configuration, flanneld running on each node and every
+    /// node knowing all others.
+    pub fn running_with(size: u8, store: Store, network: &str) -> Self {
+        let mut cluster = Self::unconfigured(size, store);
+        cluster.store.configure(network);
+        cluster.start_all();
+        cluster
+    }
+
     /// Makes a cluster with flanneld running on each node and every node knowing all others.
     pub fn running(size: u8, store: Store) -> Self {
         let mut cluster = Self::new(size, store);
@@ -142,11 +151,11 @@ impl Cluster {
             let node = self.node(*number);
             let own = self.store.lease_of(node).map(|(key, _)| key);
             wait::until(&format!("{} has routes to all peers", node.name()), || {
-                let routes = node.ip("route show");
+                let routes = node.ip("route show") + &node.ip("-6 route show");
                 let missing: Vec<_> = leases
                     .keys()
                     .filter(|key| Some(*key) != own.as_ref())
-                    .map(|key| key.replace('-', "/"))
+                    .flat_map(|key| subnets(key))
                     .filter(|subnet| !routes.lines().any(|route| route.starts_with(&**subnet)))
                     .collect();
                 if missing.is_empty() { Ok(()) } else { Err(format!("none to {missing:?}")) }
@@ -245,10 +254,12 @@ impl LeaseStore {
         }
     }
 
-    /// The lease of the node with this public address: key and JSON.
+    /// The lease of this node, with its public address: key and JSON.
     pub fn lease_of(&self, node: &Node) -> Option<(String, String)> {
         let address = format!("\"PublicIP\":\"{}\"", node.address());
-        self.leases().into_iter().find(|(_, lease)| lease.contains(&address))
+        let address6 = format!("\"PublicIP\":\"0.0.0.0\",\"PublicIPv6\":\"{}\"", node.address6());
+        let is_its = |lease: &String| lease.contains(&address) || lease.contains(&address6);
+        self.leases().into_iter().find(|(_, lease)| is_its(lease))
     }
 
     /// Writes a key below the prefix behind the nodes' backs.
@@ -296,4 +307,10 @@ impl LeaseStore {
             Self::Directory(path) => panic!("the store is {}", path.display()),
         }
     }
+}
+
+/// The subnets of a key, such as `10.244.1.0/24`; IPv4 is left out where the key has none.
+pub fn subnets(key: &str) -> Vec<String> {
+    let parts = key.split('&').filter(|part| *part != "0.0.0.0-0");
+    parts.map(|part| part.replace('-', "/")).collect()
 }

@@ -1,7 +1,7 @@
 //! A private etcd of three members, each on a host of its own on the underlay.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::sys::signal::Signal;
@@ -14,6 +14,34 @@ use crate::{program, wait};
 /// The hosts' numbers on the underlay.
 const HOSTS: [u8; 3] = [251, 252, 253];
 
+/// Which etcd it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Release {
+    /// That of Debian 12.
+    V3_4,
+    /// That of Debian 13.
+    V3_5,
+}
+
+impl Release {
+    /// The name under which `etcd` or `etcdctl` is found.
+    fn program(self, name: &str) -> String {
+        match self {
+            Self::V3_4 => name.to_owned(),
+            Self::V3_5 => format!("trixie/usr/bin/{name}"),
+        }
+    }
+
+    /// What it says its version is, such as `3.5.16`.
+    ///
+    /// # Panics
+    /// If it is not installed, or says nothing.
+    pub fn version(self) -> String {
+        let said = program::run(program::installed(&self.program("etcd")).arg("--version"));
+        said.split_whitespace().nth(2).expect("etcd Version: 3.5.16").to_owned()
+    }
+}
+
 /// Three members and their hosts.
 #[derive(Debug)]
 pub struct EtcdCluster {
@@ -22,6 +50,7 @@ pub struct EtcdCluster {
 
 #[derive(Debug)]
 struct Member {
+    release: Release,
     number: u8,
     host: Namespace,
     server: Option<Daemon>,
@@ -29,10 +58,10 @@ struct Member {
 
 impl EtcdCluster {
     /// Makes the hosts, starts the members and waits until they answer.
-    pub fn running(underlay: &Underlay) -> Self {
+    pub fn running(underlay: &Underlay, release: Release) -> Self {
         let member = |number| {
             let host = underlay.host(&format!("e{number}"), number);
-            Member { number, host, server: None }
+            Member { release, number, host, server: None }
         };
         let mut cluster = Self { members: HOSTS.map(member).into() };
         (0..HOSTS.len()).for_each(|member| cluster.start(member));
@@ -80,10 +109,27 @@ impl EtcdCluster {
 
     /// Kills all members, and starts them again with nothing stored.
     pub fn lose_everything(&mut self) {
-        for member in 0..self.size() {
-            self.kill(member);
+        self.begin_anew(|_member| {});
+    }
+
+    /// Kills all members, and starts them again with what a snapshot holds.
+    ///
+    /// # Panics
+    /// If the file is no snapshot.
+    pub fn restore(&mut self, snapshot: &Path) {
+        self.begin_anew(|member| {
+            let mut etcdctl = member.etcdctl();
+            etcdctl.args(["snapshot", "restore"]).arg(snapshot).args(member.identity());
+            program::run(etcdctl.arg("--data-dir").arg(member.directory()));
+        });
+    }
+
+    fn begin_anew(&mut self, furnish: impl Fn(&Member)) {
+        (0..self.size()).for_each(|member| self.kill(member));
+        for member in &self.members {
             // Not being there is what is wanted.
-            let _gone = fs::remove_dir_all(self.members[member].directory());
+            let _gone = fs::remove_dir_all(member.directory());
+            furnish(member);
         }
         (0..self.size()).for_each(|member| self.start(member));
         self.wait_until_healthy();
@@ -114,24 +160,33 @@ impl Member {
 
     fn command(&self) -> Command {
         let address = Underlay::address(self.number);
-        let name = |number: u8| format!("e{number}");
-        let peer = |number| format!("{}=http://{}:2380", name(number), Underlay::address(number));
         let clients = format!("http://{address}:2379");
-        let mut command = self.host.command("etcd");
+        let mut command = self.host.command(&self.release.program("etcd"));
         command
-            .args(["--name", &name(self.number), "--data-dir"])
+            .args(self.identity())
+            .arg("--data-dir")
             .arg(self.directory())
             .args(["--listen-client-urls", &format!("{clients},http://127.0.0.1:2379")])
             .args(["--advertise-client-urls", &clients])
             .args(["--listen-peer-urls", &format!("http://{address}:2380")])
-            .args(["--initial-advertise-peer-urls", &format!("http://{address}:2380")])
-            .args(["--initial-cluster", &HOSTS.map(peer).join(",")])
             .args(["--logger", "zap", "--log-level", "error"]);
         command
     }
 
+    /// The flags that say who it is, and who the others are.
+    fn identity(&self) -> Vec<String> {
+        let name = |number: u8| format!("e{number}");
+        let peer = |number| format!("http://{}:2380", Underlay::address(number));
+        let peers = HOSTS.map(|number| format!("{}={}", name(number), peer(number))).join(",");
+        vec![
+            format!("--name={}", name(self.number)),
+            format!("--initial-advertise-peer-urls={}", peer(self.number)),
+            format!("--initial-cluster={peers}"),
+        ]
+    }
+
     fn etcdctl(&self) -> Command {
-        let mut command = self.host.command("etcdctl");
+        let mut command = self.host.command(&self.release.program("etcdctl"));
         command
             .env("ETCDCTL_API", "3")
             .env("ETCDCTL_ENDPOINTS", "http://127.0.0.1:2379")

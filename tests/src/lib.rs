@@ -20,7 +20,9 @@ pub mod cluster;
 pub mod etcd;
 pub mod etcd_cluster;
 pub mod fault;
+pub mod lease_lab;
 pub mod node;
+pub mod partition;
 pub mod underlay;
 
 pub mod plain_tunnel;
@@ -28,4 +30,5 @@ pub mod pod;
 pub mod runtime;
 pub mod traffic;
 
+pub mod snapshot;
 pub mod statistics;

@@ -4,7 +4,7 @@
 
 use std::ffi::CString;
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -29,7 +29,7 @@ pub struct Node {
 }
 
 impl Node {
-    /// Makes node `n<number>` with address 198.51.100.`<number>`.
+    /// Makes node `n<number>` with the addresses 198.51.100.`<number>` and fd99::`<number>`.
     ///
     /// # Panics
     /// If its directories cannot be made.
@@ -60,6 +60,11 @@ impl Node {
     /// Its address on the underlay.
     pub fn address(&self) -> Ipv4Addr {
         Underlay::address(self.number)
+    }
+
+    /// Its IPv6 address on the underlay.
+    pub fn address6(&self) -> Ipv6Addr {
+        Underlay::address6(self.number)
     }
 
     /// Runs `ip` in the node's network namespace and returns its output.

@@ -1,6 +1,6 @@
 //! A pod: a network namespace that is attached to its node's network through the plugin.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 use serde_json::Value;
@@ -20,7 +20,6 @@ pub struct Pod {
     attachment: Attachment,
     configuration: Value,
     result: Value,
-    address: Ipv4Addr,
 }
 
 impl Pod {
@@ -44,7 +43,7 @@ impl Pod {
     /// What the plugin reports for ADD.
     ///
     /// # Panics
-    /// If the plugin reports no IPv4 address, or fails to detach after a failure.
+    /// If the plugin fails to detach after a failure.
     pub fn try_attach(node: &Node, name: &str, configuration: &Value) -> Result<Self, Failure> {
         let namespace = Namespace::create(name);
         let attachment = attachment(name, namespace.path());
@@ -57,9 +56,8 @@ impl Pod {
                 return Err(failure);
             }
         };
-        let address = address(&result).expect("a pod has an IPv4 address");
         let (node, configuration) = (node.clone(), configuration.clone());
-        Ok(Self { node, namespace, attachment, configuration, result, address })
+        Ok(Self { node, namespace, attachment, configuration, result })
     }
 
     /// Detaches it and then removes its namespace.
@@ -124,9 +122,23 @@ impl Pod {
         &self.result
     }
 
-    /// Its address.
+    /// Its IPv4 address.
+    ///
+    /// # Panics
+    /// If the plugin reported none.
     pub fn address(&self) -> Ipv4Addr {
-        self.address
+        let first =
+            self.addresses().find_map(|ip| if let IpAddr::V4(ip) = ip { Some(ip) } else { None });
+        first.expect("the pod has an IPv4 address")
+    }
+
+    /// Its addresses of all families, in the order of the result.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let old = ["ip4", "ip6"].map(|family| self.result[family]["ip"].as_str());
+        let new = self.result["ips"].as_array().into_iter().flatten();
+        let new = new.map(|ip| ip["address"].as_str());
+        let addresses = old.into_iter().chain(new).flatten();
+        addresses.filter_map(|address| address.split('/').next()?.parse().ok())
     }
 
     /// Runtimes pass the result back from version 0.4.0 on.
@@ -155,12 +167,4 @@ pub fn pairs(pods: &[Pod]) -> impl Iterator<Item = (&Pod, &Pod)> {
 pub fn attachment(name: &str, netns: PathBuf) -> Attachment {
     let hex: String = name.bytes().map(|byte| format!("{byte:02x}")).collect();
     Attachment { container_id: format!("{hex:0<64}"), netns, ifname: "eth0".to_owned() }
-}
-
-/// The first IPv4 address of a result of any version.
-fn address(result: &Value) -> Option<Ipv4Addr> {
-    let old = result["ip4"]["ip"].as_str();
-    let new = result["ips"].as_array().into_iter().flatten();
-    let mut addresses = old.into_iter().chain(new.filter_map(|ip| ip["address"].as_str()));
-    addresses.find_map(|address| address.split('/').next()?.parse().ok())
 }

@@ -36,8 +36,13 @@ pub fn installed(program: &str) -> Command {
     command
 }
 
-/// Where `program` is installed, if it is; a `program` with slashes must exist as it stands.
+/// Where `program` is installed, if it is; a `program` with slashes must exist as it stands, or
+/// below the directory that `requirements.sh` unpacks other suites of Debian into.
 pub fn find(program: &str) -> Option<PathBuf> {
+    if program.contains('/') {
+        let unpacked = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/suites").join(program);
+        return Some(unpacked).filter(|path| is_file(path));
+    }
     let path = search_path();
     env::split_paths(&path).map(|directory| directory.join(program)).find(|path| is_file(path))
 }
@@ -49,6 +54,9 @@ pub fn missing(program: &str) -> String {
         (columns.next() == Some(program)).then(|| columns.next()).flatten()
     });
     match package {
+        Some(package) if package.contains('/') => format!(
+            "{program} is missing; it is in the Debian package {package}: tests/requirements.sh test"
+        ),
         Some(package) => format!(
             "{program} is missing; it is in the Debian package {package}: sudo apt-get install {package}"
         ),

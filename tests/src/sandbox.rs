@@ -39,9 +39,17 @@ const TEST_TIME_MAX: Duration = Duration::from_secs(300);
 /// # Panics
 /// If the sandbox cannot be made, or with the output of `test` if that panicked.
 pub fn sandboxed<F: FnOnce()>(test: F) {
+    sandboxed_for(TEST_TIME_MAX, test);
+}
+
+/// Runs `test` as [`sandboxed`] does, and lets it take as long as that.
+///
+/// # Panics
+/// If the sandbox cannot be made, or with the output of `test` if that panicked.
+pub fn sandboxed_for<F: FnOnce()>(time_max: Duration, test: F) {
     if env::var_os(OUTSIDE).is_some() {
         enter().expect("the sandbox can be furnished");
-        return within(TEST_TIME_MAX, test);
+        return within(time_max, test);
     }
     // The type of a closure is named after the function it stands in: `krate::module::test::{{closure}}`.
     let closure = std::any::type_name::<F>();

@@ -1,7 +1,7 @@
 //! Traffic between namespaces: echo requests, TCP streams, and a steady flow that counts losses.
 
 use std::io::{Error, ErrorKind, Read, Result, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::thread::{JoinHandle, park_timeout};
@@ -24,26 +24,33 @@ const PATTERN_LEN: usize = 1 << 20;
 /// Tells the replies to one ping from those to another.
 static IDENTIFIER: AtomicU16 = AtomicU16::new(1);
 
-/// Sends one echo request (RFC 792) and returns the time until the reply: `ping -c 1`.
+/// Sends one echo request (RFC 792, RFC 4443) and returns the time until the reply: `ping -c 1`.
 ///
 /// # Errors
 /// If there is no route, or no reply within ten seconds.
-pub fn ping(from: &Namespace, to: Ipv4Addr) -> Result<Duration> {
+pub fn ping(from: &Namespace, to: impl Into<IpAddr>) -> Result<Duration> {
+    let to = to.into();
     from.inside(move || {
-        let icmp = SockProtocol::Icmp;
-        let raw = socket(AddressFamily::Inet, SockType::Raw, SockFlag::SOCK_CLOEXEC, icmp)?;
+        let (family, icmp, request_type, reply_type) = match to {
+            IpAddr::V4(_) => (AddressFamily::Inet, SockProtocol::Icmp, 8, 0),
+            IpAddr::V6(_) => (AddressFamily::Inet6, SockProtocol::IcmpV6, 128, 129),
+        };
+        let raw = socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, icmp)?;
         let socket = UdpSocket::from(raw);
         socket.set_read_timeout(Some(TIMEOUT))?;
         socket.connect(SocketAddr::from((to, 0)))?;
-        let request = echo_request(IDENTIFIER.fetch_add(1, Ordering::Relaxed));
+        let request = echo_request(request_type, IDENTIFIER.fetch_add(1, Ordering::Relaxed));
         let start = Instant::now();
         socket.send(&request)?;
         let mut packet = [0; 256];
         loop {
             let length = socket.recv(&mut packet)?;
-            let reply = ip_payload(&packet[..length]);
-            // An echo reply is the request with type 0; the checksum differs by that.
-            if reply.first() == Some(&0) && reply.get(4..) == Some(&request[4..]) {
+            let reply = match to {
+                IpAddr::V4(_) => ip_payload(&packet[..length]),
+                IpAddr::V6(_) => &packet[..length],
+            };
+            // An echo reply is the request with another type; the checksum differs by that.
+            if reply.first() == Some(&reply_type) && reply.get(4..) == Some(&request[4..]) {
                 return Ok(start.elapsed());
             }
             if start.elapsed() > TIMEOUT {
@@ -61,9 +68,10 @@ pub fn ping(from: &Namespace, to: Ipv4Addr) -> Result<Duration> {
 pub fn tcp_stream(
     from: &Namespace,
     to: &Namespace,
-    address: Ipv4Addr,
+    address: impl Into<IpAddr>,
     length: usize,
 ) -> Result<Duration> {
+    let address = address.into();
     let pattern = Arc::new(pattern());
     let (listener, port) = listen(to, address)?;
     let expected = Arc::clone(&pattern);
@@ -91,7 +99,12 @@ pub fn tcp_stream(
 ///
 /// # Errors
 /// If the connection fails.
-pub fn source_seen_by(from: &Namespace, to: &Namespace, address: Ipv4Addr) -> Result<IpAddr> {
+pub fn source_seen_by(
+    from: &Namespace,
+    to: &Namespace,
+    address: impl Into<IpAddr>,
+) -> Result<IpAddr> {
+    let address = address.into();
     let (listener, port) = listen(to, address)?;
     let server = to.spawn(move || listener.accept().map(|(_stream, client)| client.ip()));
     let connected =
@@ -158,9 +171,10 @@ impl Flow {
     pub fn start(
         from: &Namespace,
         to: &Namespace,
-        address: Ipv4Addr,
+        address: impl Into<IpAddr>,
         per_second: u32,
     ) -> Result<Self> {
+        let address = address.into();
         let socket = to.inside(move || {
             let socket = UdpSocket::bind((address, 0))?;
             // As much as the system allows: a busy machine must not look like a lossy network.
@@ -217,7 +231,7 @@ impl fmt::Display for FlowReport {
     }
 }
 
-fn listen(inside: &Namespace, address: Ipv4Addr) -> Result<(TcpListener, u16)> {
+fn listen(inside: &Namespace, address: IpAddr) -> Result<(TcpListener, u16)> {
     let listener = inside.inside(move || TcpListener::bind((address, 0)))?;
     // Also limits accept().
     let limit = TimeVal::seconds(i64::try_from(TIMEOUT.as_secs()).unwrap_or(i64::MAX));
@@ -273,7 +287,9 @@ fn receive_pattern(stream: &mut TcpStream, pattern: &[u8], length: usize) -> Res
 }
 
 fn send_steadily(to: SocketAddr, per_second: u32, done: &AtomicBool) -> Result<u64> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    let any: IpAddr =
+        if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((any, 0))?;
     let interval = Duration::from_secs(1) / per_second;
     let start = Instant::now();
     let mut due = start;
@@ -343,9 +359,10 @@ fn receive_buffer_errors() -> u64 {
     column.and_then(|column| values.split(' ').nth(column)?.parse().ok()).unwrap_or(0)
 }
 
-fn echo_request(identifier: u16) -> Vec<u8> {
+/// For ICMPv6 the kernel writes the checksum, which covers addresses too.
+fn echo_request(request_type: u8, identifier: u16) -> Vec<u8> {
     let [id_high, id_low] = identifier.to_be_bytes();
-    let mut packet = vec![8, 0, 0, 0, id_high, id_low, 0, 1];
+    let mut packet = vec![request_type, 0, 0, 0, id_high, id_low, 0, 1];
     packet.extend(b"flannel tests: is anybody there?");
     let checksum = internet_checksum(&packet).to_be_bytes();
     packet[2..4].copy_from_slice(&checksum);

@@ -1,10 +1,10 @@
-//! The network between nodes: 198.51.100.0/24, a bridge in a namespace of its own.
+//! The network between nodes: 198.51.100.0/24 and fd99::/64, a bridge in a namespace of its own.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use crate::namespace::Namespace;
 
-/// The bridge that joins hosts; its own address is their default gateway.
+/// The bridge that joins hosts; its own addresses are their default gateways.
 #[derive(Debug)]
 pub struct Underlay {
     bridge: Namespace,
@@ -12,6 +12,8 @@ pub struct Underlay {
 
 /// The gateway of every host.
 pub const GATEWAY: Ipv4Addr = Underlay::address(254);
+/// The same for IPv6.
+pub const GATEWAY6: Ipv6Addr = Underlay::address6(254);
 
 impl Underlay {
     /// Makes the namespace `underlay` with the bridge `br0`.
@@ -19,6 +21,7 @@ impl Underlay {
         let bridge = Namespace::create("underlay");
         bridge.ip("link add br0 type bridge");
         bridge.ip(&format!("address add {GATEWAY}/24 dev br0"));
+        bridge.ip(&format!("address add {GATEWAY6}/64 dev br0 nodad"));
         bridge.ip("link set br0 up");
         Self { bridge }
     }
@@ -28,7 +31,12 @@ impl Underlay {
         Ipv4Addr::new(198, 51, 100, number)
     }
 
-    /// Makes a host: a namespace with an `eth0` on the underlay, its address and a default route.
+    /// The IPv6 address of host `number`.
+    pub const fn address6(number: u8) -> Ipv6Addr {
+        Ipv6Addr::new(0xfd99, 0, 0, 0, 0, 0, 0, number as u16)
+    }
+
+    /// Makes a host: a namespace with an `eth0` on the underlay, its addresses and default routes.
     pub fn host(&self, name: &str, number: u8) -> Namespace {
         let host = Namespace::create(name);
         let bridge = self.bridge.name();
@@ -36,8 +44,10 @@ impl Underlay {
         host.ip(&format!("link add eth0 type veth peer name {name} netns {bridge}"));
         self.bridge.ip(&format!("link set {name} master br0 up"));
         host.ip(&format!("address add {address}/24 dev eth0"));
+        host.ip(&format!("address add {}/64 dev eth0 nodad", Self::address6(number)));
         host.ip("link set eth0 up");
         host.ip(&format!("route add default via {GATEWAY}"));
+        host.ip(&format!("route add default via {GATEWAY6}"));
         host
     }
 

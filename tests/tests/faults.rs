@@ -25,7 +25,10 @@ fn configuration() -> Value {
     conf["runtimeConfig"] = json!({"portMappings": [
         {"HostPort": 8080, "ContainerPort": 80, "Protocol": "tcp", "HostIP": ""},
         {"HostPort": 5353, "ContainerPort": 53, "Protocol": "udp", "HostIP": ""},
-    ]});
+    ], "bandwidth": {
+        "IngressRate": 8_000_000, "IngressBurst": 80_000,
+        "EgressRate": 8_000_000, "EgressBurst": 80_000,
+    }});
     conf
 }
 
@@ -73,7 +76,8 @@ fn remains() -> String {
     };
     let links = run("ip", "-o link") + &run("ip", "-n pod -o link");
     let rules = run("nft", "list ruleset");
-    let links = links.lines().filter(|line| line.contains("veth") || line.contains("eth0"));
+    let links =
+        links.lines().filter(|line| ["veth", "eth0", "bwp"].iter().any(|name| line.contains(name)));
     let rules = rules.lines().filter(|line| line.contains("id: "));
     for line in links.chain(rules) {
         let _ = writeln!(text, "{line}");

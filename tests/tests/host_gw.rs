@@ -12,10 +12,7 @@ const NETWORK: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"host-gw"}
 const STREAM_LEN: usize = 1 << 20;
 
 fn running(size: u8, store: Store) -> Cluster {
-    let mut cluster = Cluster::unconfigured(size, store);
-    cluster.store().configure(NETWORK);
-    cluster.start_all();
-    cluster
+    Cluster::running_with(size, store, NETWORK)
 }
 
 #[test]

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 
 use flannel_tests::cluster::{Cluster, ETCD_PREFIX, STOCK_NETWORK, Store};
-use flannel_tests::pod;
+use flannel_tests::pod::{self, Pod};
 use flannel_tests::sandbox::sandboxed;
 use flannel_tests::traffic::ping;
 use flannel_tests::wait;
@@ -103,4 +103,67 @@ fn node_moves_when_the_network_has_moved() {
         let pods = pod::attach_to_each(cluster.nodes(), 1);
         ping(pods[0].namespace(), pods[1].address()).unwrap();
     });
+}
+
+#[test]
+fn pods_of_a_subnet_that_was_given_away_are_named() {
+    sandboxed(|| {
+        let mut cluster = Cluster::running(2, Store::Etcd);
+        let pods = pod::attach_to_each(cluster.nodes(), 1);
+        let before = cluster.node(1).subnet_file_value("FLANNEL_SUBNET").unwrap();
+        let (key, _) = cluster.store().lease_of(cluster.node(1)).unwrap();
+        let other = r#"{"PublicIP":"203.0.113.9","PublicIPv6":null}"#;
+        cluster.store().put(&format!("subnets/{key}"), other);
+        wait::until("the node has another subnet", || {
+            match cluster.node(1).subnet_file_value("FLANNEL_SUBNET") {
+                Some(subnet) if subnet != before => Ok(()),
+                _ => Err(cluster.flanneld(1).log()),
+            }
+        });
+        let log = cluster.flanneld(1).log();
+        let line = log.lines().find(|line| line.contains("another subnet")).unwrap();
+        assert!(line.contains(&pods[0].address().to_string()), "{line}");
+        assert_eq!(cluster.store().leases()[&key], other, "it belongs to somebody else");
+        // As with the Go plugin, the bridge has the old address until somebody takes it away.
+        cluster.node(1).ip("link delete cni0");
+        let pod = Pod::attach(cluster.node(1), "later");
+        wait::until("new pods are reached", || {
+            ping(pods[1].namespace(), pod.address()).map_err(|error| error.to_string())
+        });
+    });
+}
+
+/// The length of subnets changes while nodes start: some decide by the old one, some by the new.
+#[test]
+fn nodes_that_want_subnets_of_different_lengths_never_overlap() {
+    sandboxed(|| {
+        let network = |len: u8| {
+            format!(
+                r#"{{"Network":"10.244.0.0/25","SubnetLen":{len},"Backend":{{"Type":"vxlan"}}}}"#
+            )
+        };
+        let mut cluster = Cluster::unconfigured(6, Store::Etcd);
+        cluster.store().configure(&network(29));
+        (1..=3).for_each(|number| cluster.start(number));
+        wait::until_true("somebody has a lease", || !cluster.store().leases().is_empty());
+        cluster.store().configure(&network(28));
+        (4..=6).for_each(|number| cluster.start(number));
+        // Three of 16 addresses and three of 8 fit in whatever order they come.
+        (1..=6).for_each(|number| cluster.wait_until_ready(number));
+        cluster.wait_for_peers();
+        let leases = cluster.store().leases();
+        assert_eq!(leases.len(), 6, "{leases:?}");
+        let mut ranges: Vec<_> = leases.keys().map(|key| range(key)).collect();
+        ranges.sort_unstable();
+        for (one, other) in ranges.iter().zip(&ranges[1..]) {
+            assert!(one.1 < other.0, "{leases:?}");
+        }
+    });
+}
+
+/// The first and the last number that a key such as `10.244.0.16-28` stands for.
+fn range(key: &str) -> (u32, u32) {
+    let (address, length) = key.split_once('-').unwrap();
+    let first = u32::from(address.parse::<std::net::Ipv4Addr>().unwrap());
+    (first, first + (1 << (32 - length.parse::<u32>().unwrap())) - 1)
 }

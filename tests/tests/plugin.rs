@@ -356,8 +356,8 @@ fn bad_requests_are_refused_with_the_codes_of_the_specification() {
         };
         let cases: [(u64, &str, Failure); 5] = [
             (1, "9.9.9", with(|conf| conf["cniVersion"] = json!("9.9.9"))),
-            (2, "vlan", with(|conf| conf["delegate"]["vlan"] = json!(7))),
-            (2, "macvlan", with(|conf| conf["delegate"]["type"] = json!("macvlan"))),
+            (7, "VLAN", with(|conf| conf["delegate"]["vlan"] = json!(7000))),
+            (5, "third-party", with(|conf| conf["delegate"]["type"] = json!("third-party"))),
             (7, "name", with(|conf| conf["name"] = json!(""))),
             (7, "bad name", with(|conf| conf["name"] = json!("bad name"))),
         ];

@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use flannel_tests::cluster::{Cluster, ETCD_PREFIX, STOCK_NETWORK, Store};
 use flannel_tests::daemon::Daemon;
@@ -73,6 +74,37 @@ fn wrong_ca_is_one_line_and_the_right_one_alone_is_enough() {
 }
 
 #[test]
+fn ca_is_read_again_when_it_changes() {
+    sandboxed(|| {
+        let underlay = Underlay::create();
+        let etcd = Etcd::stopped(&underlay);
+        let node = Node::create(&underlay, 1);
+        let _server = start_with_tls(&etcd, &[]);
+        make_ca("other");
+        fs::copy("/run/other.pem", "/run/trusted.pem").unwrap();
+        let mut flanneld = secure(&node, &["--etcd-cafile=/run/trusted.pem"]);
+        only_complaint(&mut flanneld, "certificate");
+        fs::copy("/run/ca.pem", "/run/trusted.pem").unwrap();
+        ready(&mut flanneld, &node);
+    });
+}
+
+#[test]
+fn https_without_a_ca_is_checked_against_the_roots_of_the_system() {
+    sandboxed(|| {
+        let underlay = Underlay::create();
+        let etcd = Etcd::stopped(&underlay);
+        let node = Node::create(&underlay, 1);
+        let _server = start_with_tls(&etcd, &[]);
+        let line = only_complaint(&mut secure(&node, &[]), "certificate");
+        assert!(line.contains("no answer from etcd"), "{line}");
+        // Where OpenSSL, and all who follow it, find the roots of the system.
+        let mut command = secure_command(&node, &[]);
+        ready(&mut Daemon::start("flanneld", command.env("SSL_CERT_FILE", "/run/ca.pem")), &node);
+    });
+}
+
+#[test]
 fn client_certificates_are_read_again_when_they_change() {
     sandboxed(|| {
         let underlay = Underlay::create();
@@ -95,10 +127,14 @@ fn client_certificates_are_read_again_when_they_change() {
 }
 
 fn secure(node: &Node, flags: &[&str]) -> Daemon {
+    Daemon::start("flanneld", &mut secure_command(node, flags))
+}
+
+fn secure_command(node: &Node, flags: &[&str]) -> Command {
     let endpoint = Etcd::endpoint().replace("http:", "https:");
     let mut command = node.command(program::flanneld());
     command.arg(format!("--etcd-endpoints={endpoint}")).args(flags);
-    Daemon::start("flanneld", &mut command)
+    command
 }
 
 /// A server with a certificate of the CA `ca`, and the stock configuration.

@@ -60,8 +60,8 @@ fn the_stock_list_on_the_host() {
 ip link add cni0 address 0a:58:0a:01:02:01 mtu 1450 type bridge
 ip link add veth50419296 address f6:b9:19:3b:2f:b7 mtu 1450 master cni0 type veth peer name eth0 netns /run/netns/x \
 address 0a:58:0a:01:02:05 mtu 1450
-bridge link set dev veth50419296 hairpin on
 ip link set veth50419296 alias \"one/eth0/cbr0\"
+bridge link set dev veth50419296 hairpin on
 sysctl -w net/ipv4/ip_forward=1
 sysctl -w net/ipv6/conf/cni0/accept_ra=0
 sysctl -w net/ipv6/conf/veth50419296/accept_ra=0
@@ -163,8 +163,8 @@ fn routes_of_the_template_keep_their_table_and_metric() {
 
 #[test]
 fn only_who_masquerades_has_rules() {
-    assert_eq!(desired_with(&bridge(&[]), &v4()).filter, None);
-    assert!(desired_with(&bridge(&[("ipMasq", json!(true))]), &v4()).filter.is_some());
+    assert!(desired_with(&bridge(&[]), &v4()).filter.is_empty());
+    assert!(!desired_with(&bridge(&[("ipMasq", json!(true))]), &v4()).filter.is_empty());
 }
 
 #[test]
@@ -213,7 +213,11 @@ fn a_foreign_link_of_the_same_name_is_not_the_hosts_end() {
         (link(LinkKind::Bridge, Some("one/eth0/cbr0")), false),
     ];
     for (link, expected) in table {
-        assert_eq!(is_host_veth_of(&attachment(), &link), expected, "{link:?}");
+        assert_eq!(
+            is_host_link_of(&attachment(), host_veth(&attachment()), &link),
+            expected,
+            "{link:?}"
+        );
     }
 }
 
@@ -283,12 +287,84 @@ fn properties_that_others_may_change_need_not_last() {
     let desired = made(&attachment(), Path::new("/run/netns/x"), &bridge, &made_by_us, &[]);
     let veth = &desired.host.links[&host_veth(&attachment())];
     assert_eq!((veth.mtu, veth.mac), (None, made_by_us.veth_mac));
-    assert!(veth.alias.is_some() && desired.filter.is_some());
+    assert!(veth.alias.is_some() && !desired.filter.is_empty());
     assert_eq!(desired.host.sysctls.len(), 1);
 
     let by_go = Made { foreign_veth: Some("veth0a1b2c3d".parse().unwrap()), ..made_by_us };
     let desired = made(&attachment(), Path::new("/run/netns/x"), &bridge, &by_go, &[]);
     let names: Vec<_> = desired.host.links.keys().map(LinkName::as_str).collect();
     assert_eq!(names, ["cni0", "veth0a1b2c3d"]);
-    assert_eq!(desired.filter, None);
+    assert!(desired.filter.is_empty());
+}
+
+#[test]
+fn a_subnet_without_gateway_gets_its_first_address_if_the_node_is_one() {
+    let bare = |address: &str| Ip { gateway: None, ..ip(address, "::") };
+    let completed = |changes: &[(&str, Value)]| {
+        let mut ips = [bare("10.1.2.5/24"), bare("fd00::5/64"), ip("10.3.0.9/16", "10.3.0.7")];
+        complete_gateways(&bridge(changes), &mut ips);
+        ips.map(|ip| ip.gateway.map(|gateway| gateway.to_string()))
+    };
+    let expected = ["10.1.2.1", "fd00::1", "10.3.0.7"].map(|gateway| Some(gateway.to_owned()));
+    assert_eq!(completed(&[]), expected);
+    let no_gateway = [("isGateway", json!(false)), ("isDefaultGateway", json!(false))];
+    assert_eq!(completed(&no_gateway), [None, None, Some("10.3.0.7".to_owned())]);
+}
+
+#[test]
+fn a_vlan_has_a_gateway_of_its_own() {
+    let vlan = [("vlan", json!(100)), ("vlanTrunk", json!([{"id": 200}]))];
+    let expected = "\
+ip link add cni0 address 06:e9:9e:3b:39:7a mtu 1450 type bridge vlan_filtering 1
+ip link add cni0.100 address 0a:58:0a:01:02:01 mtu 1450 type veth peer name vethe8b62e5a mtu 1450
+ip link add veth50419296 address f6:b9:19:3b:2f:b7 mtu 1450 master cni0 type veth peer name eth0 netns /run/netns/x \
+address 0a:58:0a:01:02:05 mtu 1450
+ip link set veth50419296 alias \"one/eth0/cbr0\"
+bridge link set dev veth50419296 hairpin on
+ip link set vethe8b62e5a mtu 1450
+ip link set vethe8b62e5a master cni0
+bridge vlan del vid 1-4094 dev veth50419296
+bridge vlan add vid 100 dev veth50419296 pvid untagged
+bridge vlan add vid 200 dev veth50419296
+bridge vlan del vid 1-4094 dev vethe8b62e5a
+bridge vlan add vid 100 dev vethe8b62e5a pvid untagged
+sysctl -w net/ipv4/ip_forward=1
+sysctl -w net/ipv6/conf/cni0.100/accept_ra=0
+sysctl -w net/ipv6/conf/cni0/accept_ra=0
+sysctl -w net/ipv6/conf/veth50419296/accept_ra=0
+sysctl -w net/ipv6/conf/vethe8b62e5a/accept_ra=0
+ip address replace 10.1.2.1/24 dev cni0.100
+ip link set cni0 up
+ip link set cni0.100 up
+ip link set veth50419296 up
+ip link set vethe8b62e5a up
+";
+    assert_eq!(commands(&desired_with(&bridge(&vlan), &v4()).host), expected);
+}
+
+#[test]
+fn ports_and_bridge_are_as_strange_as_configured() {
+    let odd = [
+        ("hairpinMode", json!(false)),
+        ("promiscMode", json!(true)),
+        ("portIsolation", json!(true)),
+        ("enabledad", json!(true)),
+    ];
+    let desired = desired_with(&bridge(&odd), &dual_stack());
+    let host = commands(&desired.host);
+    for line in ["ip link set cni0 promisc on\n", "bridge link set dev veth50419296 isolated on\n"]
+    {
+        assert!(host.contains(line), "{host}");
+    }
+    let sandbox = commands(&desired.sandbox);
+    for line in [
+        "sysctl -w net/ipv6/conf/eth0/accept_dad=1\n",
+        "sysctl -w net/ipv6/conf/eth0/enhanced_dad=1\n",
+        "ip address replace fd00::5/64 dev eth0 # after duplicate address detection\n",
+    ] {
+        assert!(sandbox.contains(line), "{sandbox}");
+    }
+    let conf = json!({"disableContainerInterface": true});
+    let down = Bridge::new(conf.as_object().unwrap(), "").unwrap();
+    assert!(!commands(&desired_with(&down, &[]).sandbox).contains("eth0 up"));
 }

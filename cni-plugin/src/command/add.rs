@@ -5,27 +5,23 @@ use std::path::Path;
 use std::time::Duration;
 
 use fabric::link_name::LinkName;
-use fabric::netlink::{LinkMonitor, Socket, observe};
+use fabric::netlink::{AddressMonitor, LinkMonitor, Settled, Socket, observe};
 use fabric::netns::Netns;
 use fabric::netstate::{Link, NetState};
-use fabric::subnet_file::SubnetFile;
 
 use crate::args::Args;
 use crate::attachment::{self, Desired, host_veth};
 use crate::bridge::Bridge;
-use crate::command::{del, loopback, ports};
-use crate::delegate;
+use crate::command::{bandwidth, del, firewall, flannel, loopback, ports, tuning};
 use crate::error::Error;
 use crate::filter;
 use crate::invocation::{Attachment, Call};
 use crate::ipam::source::{Given, Source};
 use crate::kernel::{self, KernelError, links};
-use crate::netconf::NetConf;
 use crate::plugin::Plugin;
 use crate::result::{AddResult, Interface, Ip, ResultError};
 use crate::sandbox;
-use crate::sharing::{check_host, check_sandbox};
-use crate::state::StateFile;
+use crate::sharing::{check_host, check_ifb, check_sandbox};
 use crate::version::Version;
 
 /// How long the kernel may take to open the attachment's port of the bridge. A few milliseconds are
@@ -35,46 +31,39 @@ const PORT_PATIENCE: Duration = Duration::from_secs(5);
 /// takes half a minute, so it is no error.
 const BRIDGE_PATIENCE: Duration = Duration::from_secs(1);
 
+/// How long the kernel may look for duplicates of addresses.
+const DUPLICATE_PATIENCE: Duration = Duration::from_secs(10);
+
 /// Attaches the container, or does for it what else the plugin does.
 ///
 /// # Errors
 /// If anything fails. Then everything is as it was before, but for what attachments share.
 pub fn run(plugin: Plugin, call: &Call, netns: &Path) -> Result<AddResult, Error> {
     match plugin {
-        Plugin::Flannel => flannel(call, netns),
+        Plugin::Flannel => flannel::add(call, netns),
         Plugin::Bridge => {
-            let site = Site::open(call, netns)?;
+            let sandbox = sandbox::open(netns, call.own_netns_allowed)?;
             let bridge = Bridge::new(&call.config, &call.args)?;
-            site.check(&bridge)?.attach(bridge, false)
+            Site::of(call, netns, sandbox)?.check(&bridge)?.attach(bridge, false)
         }
-        Plugin::HostLocal | Plugin::Static => addresses(plugin, call),
+        Plugin::HostLocal | Plugin::Static => addresses(plugin, call, netns),
         Plugin::Loopback => loopback::add(call, netns),
         Plugin::Portmap => ports::add(call),
+        Plugin::Bandwidth => bandwidth::add(call, netns),
+        Plugin::Firewall => firewall::add(call),
+        Plugin::Tuning => tuning::add(call, netns),
     }
 }
 
-fn flannel(call: &Call, netns: &Path) -> Result<AddResult, Error> {
-    let conf = NetConf::new(&call.config)?;
-    let site = Site::open(call, netns)?;
-    let subnet_file = SubnetFile::read(&conf.subnet_file).map_err(Error::SubnetFile)?;
-    let delegate = delegate::configuration(&conf, &subnet_file)?;
-    let bridge = delegate::bridge(&delegate, &call.args)?;
-    let site = site.check(&bridge)?;
-    let saved = StateFile::of(&conf.data_dir, &call.attachment.container).save(&delegate)?;
-    let result = site.attach(bridge, saved.is_first())?;
-    saved.commit();
-    Ok(result)
-}
-
-fn addresses(plugin: Plugin, call: &Call) -> Result<AddResult, Error> {
+fn addresses(plugin: Plugin, call: &Call, netns: &Path) -> Result<AddResult, Error> {
     let source = Source::of_plugin(plugin, &call.config, &Args::parse(&call.args)?)?;
-    let given = source.map(|source| source.take(&call.attachment, false)).transpose()?;
+    let given = source.map(|source| source.take(call, netns, false)).transpose()?;
     let Given { addresses, routes, dns } = given.unwrap_or_default();
     Ok(AddResult { interfaces: Vec::new(), ips: addresses.commit(), routes, dns })
 }
 
 /// Where an attachment is to be made.
-struct Site<'a> {
+pub(super) struct Site<'a> {
     call: &'a Call,
     netns: &'a Path,
     sandbox: Netns,
@@ -83,14 +72,13 @@ struct Site<'a> {
 }
 
 impl<'a> Site<'a> {
-    fn open(call: &'a Call, netns: &'a Path) -> Result<Self, Error> {
-        let sandbox = sandbox::open(netns, call.own_netns_allowed)?;
+    pub(super) fn of(call: &'a Call, netns: &'a Path, sandbox: Netns) -> Result<Self, Error> {
         let inside = sandbox::inside(&sandbox, Socket::open)?.map_err(KernelError::from)?;
         Ok(Self { call, netns, sandbox, inside })
     }
 
     /// Finds out what is in the way before anything is done.
-    fn check(mut self, bridge: &Bridge) -> Result<Self, Error> {
+    pub(super) fn check(mut self, bridge: &Bridge) -> Result<Self, Error> {
         if bridge.ipam.is_none() && self.call.version < Version::V0_3_0 {
             return Err(ResultError::NoAddresses.into());
         }
@@ -100,10 +88,12 @@ impl<'a> Site<'a> {
     }
 
     /// Takes addresses and connects the sandbox. It cannot have addresses already if it is `fresh`.
-    fn attach(self, bridge: Bridge, fresh: bool) -> Result<AddResult, Error> {
-        let Self { call: Call { attachment, .. }, netns, sandbox, inside } = self;
-        let given = bridge.ipam.as_ref().map(|source| source.take(attachment, fresh));
-        let Given { addresses, routes, dns } = given.transpose()?.unwrap_or_default();
+    pub(super) fn attach(self, bridge: Bridge, fresh: bool) -> Result<AddResult, Error> {
+        let Self { call, netns, sandbox, inside } = self;
+        let attachment = &call.attachment;
+        let given = bridge.ipam.as_ref().map(|source| source.take(call, netns, fresh));
+        let Given { mut addresses, routes, dns } = given.transpose()?.unwrap_or_default();
+        attachment::complete_gateways(&bridge, &mut addresses.ips);
         let ips = &addresses.ips;
         let routes = attachment::routes(&bridge, &routes, ips);
         let desired = attachment::desired(attachment, netns, &bridge, ips, &routes);
@@ -114,7 +104,7 @@ impl<'a> Site<'a> {
             .into_iter()
             .map(|ip| Ip { interface: Some(SANDBOX_INTERFACE), ..ip });
         Ok(AddResult {
-            interfaces: interfaces(attachment, &bridge, netns, &before, &desired),
+            interfaces: interfaces(call, &bridge, netns, &before, &desired),
             ips: ips.collect(),
             routes,
             dns: bridge.dns.unwrap_or(dns),
@@ -136,7 +126,7 @@ fn attach(
     let in_the_way = matches!(attached, Err(Error::Kernel(KernelError::Conflict(_))));
     if attached.is_err() && !in_the_way {
         // What stopped the ADD is what must be told.
-        let _also_failed = del::detach(&mut host, attachment, desired.filter.is_some());
+        let _also_failed = del::detach(&mut host, attachment, !desired.filter.is_empty());
     }
     attached
 }
@@ -151,11 +141,26 @@ fn connect(
 ) -> Result<NetState, Error> {
     let veth = host_veth(attachment);
     let monitor = LinkMonitor::open().map_err(KernelError::from)?;
-    let check = |observed: &NetState| check_host(&desired.host, observed, bridge.force_address);
+    let check = |observed: &NetState| {
+        check_ifb(attachment, observed)?;
+        check_host(veth, &desired.host, observed, bridge.force_address)
+    };
+    if bridge.vlans.filtering {
+        // Not every kernel has it. Those that have not say so before there is anything to undo.
+        let bridge = desired.host.links.get_key_value(&bridge.name);
+        let links = bridge.map(|(name, link)| (*name, link.clone())).into_iter().collect();
+        kernel::ensure(host, &NetState { links, ..NetState::default() }, check)?;
+    }
     let before = kernel::ensure(host, &desired.host, check)?;
-    sandbox::inside(sandbox, || kernel::ensure(&mut inside, &desired.sandbox, |_| Ok(())))??;
-    if let Some(rules) = &desired.filter {
-        filter::ensure(rules)?;
+    let addresses = sandbox::inside(sandbox, || -> Result<_, KernelError> {
+        let is_probed = !desired.sandbox.probed.is_empty();
+        let addresses = is_probed.then(AddressMonitor::open).transpose()?;
+        kernel::ensure(&mut inside, &desired.sandbox, |_| Ok(()))?;
+        Ok(addresses)
+    })??;
+    filter::ensure(&desired.filter)?;
+    if !bridge.up {
+        return Ok(before);
     }
     // Whatever is sent before would be lost, and ARP tries again only after a second.
     if !monitor.wait_until_up(host, veth, PORT_PATIENCE)? {
@@ -163,19 +168,35 @@ fn connect(
     }
     // A bridge that had no other port only starts now.
     let _is_up = monitor.wait_until_up(host, bridge.name, BRIDGE_PATIENCE)?;
+    if let Some(addresses) = addresses {
+        wait_until_settled(attachment.if_name, &addresses, &mut inside)?;
+    }
     Ok(before)
+}
+
+fn wait_until_settled(
+    link: LinkName,
+    addresses: &AddressMonitor,
+    inside: &mut Socket,
+) -> Result<(), KernelError> {
+    match addresses.wait_until_settled(inside, link, DUPLICATE_PATIENCE)? {
+        Settled::Usable => Ok(()),
+        Settled::Duplicate(ip) => Err(KernelError::Duplicate(link, ip)),
+        Settled::Unknown(ip) => Err(KernelError::Tentative(link, ip)),
+    }
 }
 
 /// Where the interface of the sandbox stands among those of the result.
 const SANDBOX_INTERFACE: usize = 2;
 
 fn interfaces(
-    attachment: &Attachment,
+    call: &Call,
     bridge: &Bridge,
     netns: &Path,
     before: &NetState,
     desired: &Desired,
 ) -> Vec<Interface> {
+    let attachment = &call.attachment;
     let interface = |name, links: &[&BTreeMap<LinkName, Link>]| {
         let mac = links.iter().find_map(|links| links.get(&name)?.mac);
         Interface {
@@ -190,5 +211,9 @@ fn interfaces(
         sandbox: netns.to_string_lossy().into_owned(),
         ..interface(attachment.if_name, &[&desired.sandbox.links])
     };
-    vec![interface(bridge.name, &host), interface(host_veth(attachment), &host), sandbox]
+    let gateway = attachment::gateway_link(bridge);
+    let of_vlan = desired.host.links.contains_key(&gateway) && gateway != bridge.name;
+    let links = [interface(bridge.name, &host), interface(host_veth(attachment), &host), sandbox];
+    let links = links.into_iter().chain(of_vlan.then(|| interface(gateway, &host)));
+    links.chain(bandwidth::interface(call, &desired.host)).collect()
 }

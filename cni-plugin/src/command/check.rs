@@ -10,24 +10,20 @@ use fabric::netlink::{Scope, Socket, observe};
 use fabric::netns::Netns;
 use fabric::netstate::NetState;
 use fabric::plan::{Plan, diff};
-use fabric::subnet_file::SubnetFile;
 
 use crate::args::Args;
 use crate::attachment::{self, Made};
 use crate::bridge::{Bridge, lookup};
-use crate::command::{loopback, ports};
-use crate::delegate;
+use crate::command::{bandwidth, firewall, flannel, loopback, ports, tuning};
 use crate::error::Error;
 use crate::filter;
 use crate::invocation::Call;
 use crate::ipam::source::{Source, SourceDifference};
 use crate::kernel::KernelError;
-use crate::netconf::NetConf;
 use crate::plugin::Plugin;
 use crate::result::AddResult;
 use crate::sandbox;
 use crate::sharing::among_others;
-use crate::state::{State, StateFile};
 
 /// What a CHECK found.
 #[derive(Debug, thiserror::Error)]
@@ -60,17 +56,17 @@ pub enum Difference {
 /// If there is a difference, or if it cannot be found out.
 pub fn run(plugin: Plugin, call: &Call, netns: &Path) -> Result<(), Error> {
     match plugin {
-        Plugin::Flannel => {
-            let sandbox = sandbox::open(netns, call.own_netns_allowed)?;
-            check(call, netns, &sandbox, &of_flannel(call)?)
-        }
+        Plugin::Flannel => flannel::check(call, netns),
         Plugin::Bridge => {
             let sandbox = sandbox::open(netns, call.own_netns_allowed)?;
             check(call, netns, &sandbox, &Bridge::new(&call.config, &call.args)?)
         }
-        Plugin::HostLocal | Plugin::Static => addresses(plugin, call),
+        Plugin::HostLocal | Plugin::Static => addresses(plugin, call, netns),
         Plugin::Loopback => loopback::check(call, netns),
         Plugin::Portmap => ports::check(call),
+        Plugin::Bandwidth => bandwidth::check(call, netns),
+        Plugin::Firewall => firewall::check(call),
+        Plugin::Tuning => tuning::check(call, netns),
     }
 }
 
@@ -81,7 +77,7 @@ fn check(call: &Call, netns: &Path, sandbox: &Netns, bridge: &Bridge) -> Result<
         Difference::OtherSandbox { found, wanted: netns.to_string_lossy().into_owned() }
     })?;
     if let Some(ipam) = &bridge.ipam {
-        ipam.check(attachment, Some(&attachment::addresses(&made.ips)))?;
+        ipam.check(call, netns, Some(&attachment::addresses(&made.ips)))?;
     }
     let desired = attachment::made(attachment, netns, bridge, &made, &previous.routes);
     let mut differences = difference(&desired.host)?.to_string();
@@ -89,17 +85,15 @@ fn check(call: &Call, netns: &Path, sandbox: &Netns, bridge: &Bridge) -> Result<
     if !inside.is_empty() {
         let _ = write!(differences, "in {}:\n{inside}", netns.display());
     }
-    if let Some(rules) = &desired.filter {
-        differences.push_str(&filter::missing(rules)?.to_string());
-    }
+    differences.push_str(&filter::missing(&desired.filter)?);
     if differences.is_empty() { Ok(()) } else { Err(Difference::State(differences).into()) }
 }
 
 /// Whoever calls it alone does not say which address it gave.
-fn addresses(plugin: Plugin, call: &Call) -> Result<(), Error> {
+fn addresses(plugin: Plugin, call: &Call, netns: &Path) -> Result<(), Error> {
     let source = Source::of_plugin(plugin, &call.config, &Args::parse(&call.args)?)?;
     let previous = previous(call)?.map(|previous| attachment::addresses(&previous.ips));
-    Ok(source.map_or(Ok(()), |source| source.check(&call.attachment, previous.as_deref()))?)
+    source.map_or(Ok(()), |source| source.check(call, netns, previous.as_deref()))
 }
 
 /// Returns the result of the plugins before this one, or of all of them if the ADD is over.
@@ -110,21 +104,6 @@ pub fn previous(call: &Call) -> Result<Option<AddResult>, Error> {
     let previous = lookup(&call.config, &["prevResult"]).filter(|value| !value.is_null());
     let decoded = previous.map(|result| AddResult::decode(call.version, result.clone()));
     Ok(decoded.transpose()?)
-}
-
-/// What ADD was done with; if that is lost, what it would be done with now.
-fn of_flannel(call: &Call) -> Result<Bridge, Error> {
-    let Call { attachment, args, .. } = call;
-    let conf = NetConf::new(&call.config)?;
-    let file = StateFile::of(&conf.data_dir, &attachment.container);
-    let delegate = match file.read_for(&attachment.network) {
-        State::Delegate(delegate) => delegate,
-        State::Missing | State::Damaged => {
-            let subnet_file = SubnetFile::read(&conf.subnet_file).map_err(Error::SubnetFile)?;
-            delegate::configuration(&conf, &subnet_file)?
-        }
-    };
-    Ok(delegate::bridge(&delegate, args)?)
 }
 
 /// Returns what would make `desired` true in the namespace of this thread.

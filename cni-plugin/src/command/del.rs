@@ -2,30 +2,30 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread::{self, ScopedJoinHandle};
 
 use fabric::link_name::LinkName;
 use fabric::netlink::{Socket, apply, observe};
 use fabric::netns::Netns;
-use fabric::netstate::LinkKind;
+use fabric::netstate::{LinkKind, NetState};
 use fabric::plan::{Op, Plan};
 use fabric::subnet_file::SubnetFile;
 use serde_json::{Map, Value};
 
-use crate::attachment::{self, host_veth};
+use crate::attachment::{self, is_host_link_of};
 use crate::bridge::{default_name, lookup};
-use crate::command::{loopback, ports};
+use crate::command::{bandwidth, firewall, flannel, loopback, ports, tuning};
 use crate::error::Error;
 use crate::filter;
 use crate::invocation::{Attachment, Call};
-use crate::ipam::{self, config::directory};
+use crate::ipam::{self, config, held::Giver};
 use crate::kernel::{self, KernelError, links};
 use crate::netconf::NetConf;
 use crate::plugin::Plugin;
 use crate::portmap::PortMap;
 use crate::sandbox;
-use crate::state::{State, StateFile};
+use crate::state::State;
 
 /// Removes the attachment. There is nothing wrong with one that is not there.
 ///
@@ -33,44 +33,34 @@ use crate::state::{State, StateFile};
 /// If something that is there cannot be removed; another DEL may then succeed.
 pub fn run(plugin: Plugin, call: &Call, netns: Option<&Path>) -> Result<(), Error> {
     match plugin {
-        Plugin::Flannel => flannel(call, netns),
+        Plugin::Flannel => flannel::del(call, netns),
         Plugin::Bridge => {
             let sandbox = sandbox::open_if_there(netns, call.own_netns_allowed)?;
-            remove(&call.attachment, sandbox.as_ref(), &Remains::of_bridge(&call.config))
+            remove(call, netns, sandbox.as_ref(), &Remains::of_bridge(&call.config))
         }
         Plugin::HostLocal => {
-            let ipam = lookup(&call.config, &["ipam"]).and_then(Value::as_object);
-            let data_dir = data_dir(ipam.unwrap_or(&Map::new()));
+            let data_dir = config::data_dir(&call.config);
             Ok(ipam::release(&data_dir, &call.attachment).map(drop)?)
         }
         // The configuration names them: nobody has to give them back.
         Plugin::Static => Ok(()),
         Plugin::Loopback => loopback::del(call, netns),
         Plugin::Portmap => ports::del(call),
+        Plugin::Bandwidth => bandwidth::del(call),
+        Plugin::Firewall => firewall::del(call),
+        Plugin::Tuning => tuning::del(call, netns),
     }
-}
-
-fn flannel(call: &Call, netns: Option<&Path>) -> Result<(), Error> {
-    let attachment = &call.attachment;
-    let conf = NetConf::new(&call.config).unwrap_or_default();
-    let sandbox = sandbox::open_if_there(netns, call.own_netns_allowed)?;
-    let file = StateFile::of(&conf.data_dir, &attachment.container);
-    let state = file.read_for(&attachment.network);
-    let is_known = state != State::Missing;
-    // Whoever knows nothing of the attachment cannot know that the interface is of it.
-    let sandbox = sandbox.filter(|_| is_known);
-    remove(attachment, sandbox.as_ref(), &Remains::of(&conf, &state))?;
-    // What is known stays until all is done.
-    if is_known { Ok(file.remove()?) } else { Ok(file.remove_leftovers()?) }
 }
 
 /// Removes what is left of an attachment; its sandbox is given if the interface there is known to be
 /// of it.
-fn remove(
-    attachment: &Attachment,
+pub(super) fn remove(
+    call: &Call,
+    netns: Option<&Path>,
     sandbox: Option<&Netns>,
     remains: &Remains,
 ) -> Result<(), Error> {
+    let attachment = &call.attachment;
     let mut host = Socket::open().map_err(KernelError::from)?;
     let has_rules = remains.masquerade || remains.ports;
     // To remove a link and to remove rules both take a grace period of the kernel: one, together.
@@ -81,7 +71,7 @@ fn remove(
     });
     // Not before the interface is gone: the next pod would have the address of a living one.
     links?;
-    let addresses = ipam::release(&remains.data_dir, attachment)?;
+    let addresses = remains.giver.release(call, netns)?;
     if had_rules? && remains.udp_ports {
         filter::forget_flows_to(&addresses);
     }
@@ -98,7 +88,7 @@ fn remove_links(
     attachment: &Attachment,
     sandbox: Option<&Netns>,
 ) -> Result<(), Error> {
-    remove_host_veth(host, attachment)?;
+    remove_host_links(host, attachment)?;
     sandbox.map_or(Ok(()), |sandbox| remove_interface(sandbox, attachment.if_name))
 }
 
@@ -107,16 +97,28 @@ fn remove_links(
 /// # Errors
 /// The first of those that came up; all of it is tried.
 pub fn detach(host: &mut Socket, attachment: &Attachment, has_rules: bool) -> Result<(), Error> {
-    let removed = remove_host_veth(host, attachment);
+    let removed = remove_host_links(host, attachment);
     let rules = if has_rules { filter::remove(attachment).map(drop) } else { Ok(()) };
     removed?;
     Ok(rules?)
 }
 
-fn remove_host_veth(host: &mut Socket, attachment: &Attachment) -> Result<(), KernelError> {
-    let mut observed = observe(host, &links([host_veth(attachment)]))?;
-    observed.links.retain(|_, link| attachment::is_host_veth_of(attachment, link));
-    kernel::remove(host, &observed)
+fn remove_host_links(host: &mut Socket, attachment: &Attachment) -> Result<(), KernelError> {
+    let mut observed = observe(host, &links(attachment::host_links(attachment)))?;
+    observed.links.retain(|name, link| is_host_link_of(attachment, *name, link));
+    let mut links = observed
+        .links
+        .into_iter()
+        .map(|link| NetState { links: [link].into(), ..NetState::default() });
+    let Some(first) = links.next() else { return Ok(()) };
+    // Each takes a grace period of the kernel: one, together.
+    thread::scope(|scope| {
+        let others: Vec<_> = links
+            .map(|one| scope.spawn(move || kernel::remove(&mut Socket::open()?, &one)))
+            .collect();
+        let removed = kernel::remove(host, &first);
+        others.into_iter().map(join).fold(removed, Result::and)
+    })
 }
 
 /// Removes an interface that the Go plugin made: the name of its other end says nothing.
@@ -140,8 +142,8 @@ pub(super) fn forget_neighbours(host: &mut Socket, bridge: LinkName, addresses: 
 /// What must be known to remove what is not in the sandbox.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Remains {
-    /// Where the addresses are noted.
-    pub(super) data_dir: PathBuf,
+    /// Who gave the addresses.
+    pub(super) giver: Giver,
     /// The bridge that the host's end was a port of.
     pub(super) bridge: LinkName,
     /// Whether there may be rules that hide the pod.
@@ -154,9 +156,8 @@ pub(super) struct Remains {
 
 impl Remains {
     pub(super) fn of_bridge(conf: &Map<String, Value>) -> Self {
-        let ipam = lookup(conf, &["ipam"]).and_then(Value::as_object);
         Self {
-            data_dir: data_dir(ipam.unwrap_or(&Map::new())),
+            giver: Giver::of(conf),
             bridge: bridge(conf),
             masquerade: masquerades(conf).unwrap_or(false),
             // What cannot be understood may be anything.
@@ -172,8 +173,9 @@ impl Remains {
             State::Missing | State::Damaged => {
                 let by_agent =
                     || SubnetFile::read(&conf.subnet_file).is_ok_and(|file| file.ip_masq);
+                let ipam = [("ipam".to_owned(), conf.ipam.clone().into())];
                 Self {
-                    data_dir: data_dir(&conf.ipam),
+                    giver: Giver::of(&ipam.into_iter().collect()),
                     bridge: bridge(&conf.delegate),
                     masquerade: masquerades(&conf.delegate).unwrap_or_else(|| !by_agent()),
                     ports: true,
@@ -182,10 +184,11 @@ impl Remains {
             }
         }
     }
-}
 
-pub(super) fn data_dir(ipam: &Map<String, Value>) -> PathBuf {
-    directory(lookup(ipam, &["dataDir"]).and_then(Value::as_str).unwrap_or_default())
+    /// Whether both are found in the same place.
+    pub(super) fn is_same_place(&self, other: &Self) -> bool {
+        (&self.giver, self.bridge) == (&other.giver, other.bridge)
+    }
 }
 
 fn bridge(delegate: &Map<String, Value>) -> LinkName {
@@ -201,6 +204,8 @@ fn masquerades(delegate: &Map<String, Value>) -> Option<bool> {
 mod tests {
     use serde_json::json;
 
+    use std::path::PathBuf;
+
     use super::*;
 
     #[test]
@@ -209,7 +214,7 @@ mod tests {
         let delegate = json!({"bridge": "br0", "IPMasq": false, "ipam": {"dataDir": "/run/pods"}});
         let delegate = State::Delegate(delegate.as_object().unwrap().clone());
         let remains = |data_dir: &str, bridge: &str, masquerade, ports| Remains {
-            data_dir: PathBuf::from(data_dir),
+            giver: Giver::HostLocal(data_dir.into()),
             bridge: bridge.parse().unwrap(),
             masquerade,
             ports,

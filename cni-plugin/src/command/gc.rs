@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::Path;
 
 use fabric::json;
 use fabric::link_name::LinkName;
@@ -13,18 +13,21 @@ use fabric::netlink::{Socket, aliases, observe};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::attachment::{host_veth, is_host_veth_of, of_alias};
-use crate::bridge::lookup;
-use crate::command::del::{Remains, data_dir, forget_neighbours};
+use crate::attachment::{host_links as host_links_of, is_host_link_of, of_alias};
+use crate::bandwidth;
+use crate::command::del::{Remains, forget_neighbours};
+use crate::command::{firewall, flannel, tuning};
 use crate::error::Error;
-use crate::filter;
+use crate::external::External;
+use crate::filter::{self, FilterError};
 use crate::invocation::{Attachment, Id, NetworkCall};
 use crate::ipam::store::{Holder, Store};
+use crate::ipam::{config, held::Giver};
+use crate::iptables;
 use crate::kernel::{self, KernelError, links};
 use crate::masquerade;
-use crate::netconf::NetConf;
 use crate::plugin::Plugin;
-use crate::state::{State, StateFile};
+use crate::state::Kept;
 
 /// Removes what belongs to no attachment that is valid. A runtime that does not say which ones are
 /// valid does not say that none is.
@@ -32,24 +35,29 @@ use crate::state::{State, StateFile};
 /// # Errors
 /// What could not be removed; all of it is tried.
 pub fn run(plugin: Plugin, call: &NetworkCall) -> Result<(), Error> {
-    let NetworkCall { network, config } = call;
+    let NetworkCall { network, config, .. } = call;
     let Some(valid) = Valid::of(network, config)? else { return Ok(()) };
     let mut errors = Vec::new();
     match plugin {
-        Plugin::Flannel => flannel(&valid, &NetConf::new(config)?, &mut errors),
-        Plugin::Bridge => collect(&valid, &[Remains::of_bridge(config)], &mut errors),
+        Plugin::Flannel => flannel::gc(call, &valid, &mut errors)?,
+        Plugin::Bridge => collect(call, &valid, &[Remains::of_bridge(config)], &mut errors),
         Plugin::HostLocal => {
-            let ipam = lookup(config, &["ipam"]).and_then(Value::as_object);
-            errors.extend(addresses(&valid, data_dir(ipam.unwrap_or(&Map::new()))).err());
+            errors.extend(addresses(&valid, &config::data_dir(config)).err());
         }
         Plugin::Portmap => errors.extend(rules(&valid).err()),
+        Plugin::Bandwidth => errors.extend(ifbs(&valid).err()),
+        Plugin::Firewall => firewall::gc(&valid, &mut errors),
+        Plugin::Tuning => tuning::gc(call, &valid, &mut errors),
         Plugin::Loopback | Plugin::Static => {}
     }
     if errors.is_empty() { Ok(()) } else { Err(Error::Remains(errors)) }
 }
 
+/// The keys of the list of valid attachments; the second is that of a draft of the specification.
+pub(super) const LISTS: [&str; 2] = ["cni.dev/valid-attachments", "cni.dev/attachments"];
+
 /// The attachments that stay.
-struct Valid {
+pub(super) struct Valid {
     network: Id,
     attachments: Vec<Attachment>,
 }
@@ -63,10 +71,8 @@ struct RawAttachment {
 }
 
 impl Valid {
-    /// The second name of the list is that of a draft of the specification.
     fn of(network: &Id, config: &Map<String, Value>) -> Result<Option<Self>, Error> {
-        let keys = ["cni.dev/valid-attachments", "cni.dev/attachments"];
-        let listed = keys.iter().find_map(|key| config.get(*key).filter(|list| !list.is_null()));
+        let listed = LISTS.iter().find_map(|key| config.get(*key).filter(|list| !list.is_null()));
         let Some(listed) = listed else { return Ok(None) };
         let raw: Vec<RawAttachment> =
             json::from_value(listed.clone()).map_err(Error::ValidAttachments)?;
@@ -82,9 +88,23 @@ impl Valid {
         Ok(Some(Self { network: network.clone(), attachments }))
     }
 
-    fn has(&self, container: &str, if_name: &str) -> bool {
+    /// Of which network they are.
+    pub(super) const fn network(&self) -> &Id {
+        &self.network
+    }
+
+    /// Whether this is one of them.
+    pub(super) fn has(&self, container: &str, if_name: &str) -> bool {
         let mut attachments = self.attachments.iter();
         attachments.any(|a| a.container.as_str() == container && a.if_name.as_str() == if_name)
+    }
+
+    /// Whether a file is kept for one of them.
+    pub(super) fn has_kept(&self, file: &Kept) -> bool {
+        match &file.if_name {
+            Some(if_name) => self.has(file.container.as_str(), if_name),
+            None => self.has_container(&file.container),
+        }
     }
 
     fn has_container(&self, container: &Id) -> bool {
@@ -92,42 +112,43 @@ impl Valid {
     }
 }
 
-/// What is kept of ADDs goes last, and stays if anything else does.
-fn flannel(valid: &Valid, conf: &NetConf, errors: &mut Vec<Error>) {
-    let mut stale = StateFile::all(&conf.data_dir, &valid.network);
-    stale.retain(|(container, _)| !valid.has_container(container));
-    let mut remains = vec![Remains::of(conf, &State::Missing)];
-    for (_, file) in &stale {
-        let of_file = Remains::of(conf, &file.read_for(&valid.network));
-        let place = |one: &Remains| (one.data_dir.clone(), one.bridge);
-        if !remains.iter().any(|one| place(one) == place(&of_file)) {
-            remains.push(of_file);
-        }
-    }
-    collect(valid, &remains, errors);
-    StateFile::remove_orphans(&conf.data_dir);
-    if errors.is_empty() {
-        errors.extend(stale.iter().filter_map(|(_, file)| Some(file.remove().err()?.into())));
-    }
-}
-
 /// Links go before rules and addresses, as a DEL would do it.
-fn collect(valid: &Valid, remains: &[Remains], errors: &mut Vec<Error>) {
+pub(super) fn collect(
+    call: &NetworkCall,
+    valid: &Valid,
+    remains: &[Remains],
+    errors: &mut Vec<Error>,
+) {
     let mut host = match Socket::open() {
         Ok(socket) => socket,
         Err(error) => return errors.push(KernelError::from(error).into()),
     };
-    errors.extend(host_veths(&mut host, valid).err());
+    errors.extend(host_links(&mut host, valid, host_links_of).err());
     errors.extend(rules(valid).err());
     for one in remains {
-        match addresses(valid, one.data_dir.clone()) {
+        let released = match &one.giver {
+            Giver::HostLocal(data_dir) => addresses(valid, data_dir),
+            Giver::External(name) => by_others(name, call).map(|()| BTreeSet::new()),
+        };
+        match released {
             Ok(released) => forget_neighbours(&mut host, one.bridge, released),
             Err(error) => errors.push(error),
         }
     }
 }
 
-fn host_veths(host: &mut Socket, valid: &Valid) -> Result<(), Error> {
+fn ifbs(valid: &Valid) -> Result<(), Error> {
+    let mut host = Socket::open().map_err(KernelError::from)?;
+    host_links(&mut host, valid, |attachment| bandwidth::ifb_names(attachment).into())
+}
+
+/// Removes links of attachments that are not valid, of those links that an attachment has by the
+/// names in `names`.
+fn host_links(
+    host: &mut Socket,
+    valid: &Valid,
+    names: impl Fn(&Attachment) -> Vec<LinkName>,
+) -> Result<(), Error> {
     let stale = |(name, alias): (LinkName, String)| {
         let (container, if_name, network) = of_alias(&alias)?;
         let ours = network == valid.network.as_str() && !valid.has(container, if_name);
@@ -136,12 +157,15 @@ fn host_veths(host: &mut Socket, valid: &Valid) -> Result<(), Error> {
             container: Id::new(container).filter(|_| ours)?,
             if_name: if_name.parse().ok()?,
         };
-        (host_veth(&attachment) == name).then_some((name, attachment))
+        names(&attachment).contains(&name).then_some((name, attachment))
     };
     let stale: Vec<_> = aliases(host)?.into_iter().filter_map(stale).collect();
     let mut observed = observe(host, &links(stale.iter().map(|(name, _)| *name)))?;
     observed.links.retain(|name, link| {
-        stale.iter().any(|(stale, attachment)| stale == name && is_host_veth_of(attachment, link))
+        let is_of = |(stale, attachment): &(LinkName, Attachment)| {
+            stale == name && is_host_link_of(attachment, *name, link)
+        };
+        stale.iter().any(is_of)
     });
     Ok(kernel::remove(host, &observed)?)
 }
@@ -153,11 +177,17 @@ fn rules(valid: &Valid) -> Result<(), Error> {
         comment.starts_with(&network) && !marks.iter().any(|mark| comment.starts_with(mark))
     };
     filter::remove_stale(is_stale)?;
-    Ok(())
+    let is_valid =
+        |container: &str| valid.attachments.iter().any(|a| a.container.as_str() == container);
+    Ok(iptables::remove_stale(&valid.network, is_valid).map_err(FilterError::from)?)
 }
 
-fn addresses(valid: &Valid, data_dir: PathBuf) -> Result<BTreeSet<IpAddr>, Error> {
-    let Some(store) = Store::existing(&data_dir, &valid.network) else {
+fn by_others(name: &str, call: &NetworkCall) -> Result<(), Error> {
+    Ok(External::find(name, &call.path)?.gc(call)?)
+}
+
+fn addresses(valid: &Valid, data_dir: &Path) -> Result<BTreeSet<IpAddr>, Error> {
+    let Some(store) = Store::existing(data_dir, &valid.network) else {
         return Ok(BTreeSet::new());
     };
     let store = store.lock()?;

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use fabric::link_name::LinkName;
 use fabric::netlink::{Socket, route_to};
 use fabric::netstate::{NetState, Sysctl};
+use ipnetwork::IpNetwork;
 
 use crate::bridge::default_name;
 use crate::command::check::{Difference, previous};
@@ -25,15 +26,15 @@ pub fn add(call: &Call) -> Result<AddResult, Error> {
     if ports.is_empty() {
         return Ok(previous);
     }
-    let pod = addresses(call, &previous);
+    let pod = networks(call, &previous);
     let mut host = Socket::open().map_err(KernelError::from)?;
     let link = link_to(&mut host, &pod)?;
-    if ports.leads_loopback() && pod.iter().any(IpAddr::is_ipv4) {
+    if ports.leads_loopback() && pod.iter().any(IpNetwork::is_ipv4) {
         let sysctls = [(Sysctl::ipv4(link, "route_localnet"), "1".to_owned())].into();
         kernel::ensure(&mut host, &NetState { sysctls, ..NetState::default() }, |_| Ok(()))?;
     }
     filter::ensure(&portmap::rules(&call.attachment, &ports, &pod, link))?;
-    filter::forget_earlier_flows(&ports, &pod);
+    filter::forget_earlier_flows(&ports, &addresses(&pod));
     Ok(previous)
 }
 
@@ -45,7 +46,7 @@ pub fn del(call: &Call) -> Result<(), Error> {
     let had_rules = filter::remove(&call.attachment)?;
     // Without a result it is not known who answered.
     if let (true, Ok(Some(previous))) = (had_rules, previous(call)) {
-        filter::forget_flows_to(&addresses(call, &previous).into_iter().collect());
+        filter::forget_flows_to(&addresses(&networks(call, &previous)).into_iter().collect());
     }
     Ok(())
 }
@@ -60,25 +61,29 @@ pub fn check(call: &Call) -> Result<(), Error> {
     if ports.is_empty() {
         return Ok(());
     }
-    let pod = addresses(call, &previous);
+    let pod = networks(call, &previous);
     let link = link_to(&mut Socket::open().map_err(KernelError::from)?, &pod)?;
     let missing = filter::missing(&portmap::rules(&call.attachment, &ports, &pod, link))?;
-    if missing.is_empty() { Ok(()) } else { Err(Difference::State(missing.to_string()).into()) }
+    if missing.is_empty() { Ok(()) } else { Err(Difference::State(missing).into()) }
 }
 
 /// The addresses of the pod: those of its interface, or of no interface that is known.
-fn addresses(call: &Call, result: &AddResult) -> Vec<IpAddr> {
+fn networks(call: &Call, result: &AddResult) -> Vec<IpNetwork> {
     let if_name = call.attachment.if_name.as_str();
     let is_of_pod = |ip: &&Ip| {
         let interface = ip.interface.and_then(|index| result.interfaces.get(index));
         interface.is_none_or(|one| one.name == if_name && !one.sandbox.is_empty())
     };
-    result.ips.iter().filter(is_of_pod).map(|ip| ip.address.ip()).collect()
+    result.ips.iter().filter(is_of_pod).map(|ip| ip.address).collect()
+}
+
+fn addresses(networks: &[IpNetwork]) -> Vec<IpAddr> {
+    networks.iter().map(IpNetwork::ip).collect()
 }
 
 /// The link by which the node reaches the pod.
-fn link_to(host: &mut Socket, pod: &[IpAddr]) -> Result<LinkName, Error> {
+fn link_to(host: &mut Socket, pod: &[IpNetwork]) -> Result<LinkName, Error> {
     let Some(pod) = pod.first() else { return Ok(default_name()) };
-    let route = route_to(host, *pod)?;
+    let route = route_to(host, pod.ip())?;
     Ok(route.map_or_else(default_name, |(link, _)| link))
 }

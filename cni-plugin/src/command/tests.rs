@@ -1,9 +1,13 @@
 //! Whole calls against the kernel, each test on a machine of its own.
 
 mod attach;
+mod bridge;
+mod chained;
 mod check;
 mod collect;
+mod delegation;
 mod detach;
+mod limits;
 mod plugins;
 mod ports;
 
@@ -18,6 +22,9 @@ use crate::process::{self, Outcome};
 
 const SUBNET_FILE: &str = "FLANNEL_NETWORK=10.1.0.0/16\nFLANNEL_SUBNET=10.1.2.1/24\n\
                            FLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";
+
+/// The directories where plugins are looked for.
+const PLUGINS: &str = "/run/empty:/run/bin";
 
 /// Makes this machine a node: an agent has told about it.
 fn node() {
@@ -85,7 +92,7 @@ fn call_plugin(
             "CNI_NETNS" => netns,
             "CNI_IFNAME" => if_name,
             "CNI_ARGS" => "IgnoreUnknown=1;K8S_POD_NAME=p",
-            "CNI_PATH" => "/opt/cni/bin",
+            "CNI_PATH" => PLUGINS,
             _ => return None,
         };
         Some(value.to_owned())

@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 
 use super::range::{Range, RangeError, RangeSet};
 use crate::args::Args;
+use crate::bridge::lookup;
 use crate::result::Route;
 use crate::version::Version;
 
@@ -95,8 +96,14 @@ impl HostLocal {
     }
 }
 
-/// Returns the directory where `host-local` keeps what it handed out.
-pub fn directory(configured: &str) -> PathBuf {
+/// Returns the directory where `host-local` keeps what it hands out with this configuration, which
+/// need not make sense otherwise.
+pub fn data_dir(config: &Map<String, Value>) -> PathBuf {
+    let configured = lookup(config, &["ipam", "dataDir"]).and_then(Value::as_str);
+    directory(configured.unwrap_or_default())
+}
+
+fn directory(configured: &str) -> PathBuf {
     PathBuf::from(if configured.is_empty() { "/var/lib/cni/networks" } else { configured })
 }
 

@@ -1,20 +1,25 @@
 //! Where the addresses of an interface come from, whichever plugin hands them out.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use super::Allocation;
 use super::config::{HostLocal, HostLocalError};
 use super::fixed::{Fixed, FixedError};
-use super::store::{Owner, Store, StoreError};
-use super::{Allocation, IpamError};
+use super::held::Held;
+use super::store::{Owner, Store};
 use crate::args::Args;
 use crate::bridge::lookup;
-use crate::invocation::{Attachment, Id};
+use crate::command::check::Difference;
+use crate::error::Error;
+use crate::external::External;
+use crate::invocation::{Call, Id, NetworkCall};
 use crate::ipam;
-use crate::ipam::range::RangeSet;
 use crate::plugin::Plugin;
-use crate::result::{Dns, Route};
+use crate::result::{AddResult, Dns, Route};
 
 /// A checked `ipam` part of a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,12 +28,14 @@ pub enum Source {
     HostLocal(HostLocal),
     /// Those that the configuration names.
     Static(Fixed),
+    /// Whatever somebody else's plugin of that name gives.
+    External(String),
 }
 
 /// Why there is no source of addresses.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
-    /// The plugin is not one of ours.
+    /// The plugin does something else.
     #[error("unsupported field: ipam.type is {0:?}")]
     Unsupported(String),
     /// Routes get the scope that follows from their gateway.
@@ -56,16 +63,13 @@ pub enum SourceDifference {
     /// The configuration names an address that the interface does not have.
     #[error("static: Failed to find address added by container {0}")]
     NotGiven(Id),
-    /// It cannot be found out.
-    #[error(transparent)]
-    Store(#[from] StoreError),
 }
 
 /// Addresses together with what else the source says.
 #[derive(Debug, Default)]
-pub struct Given {
+pub struct Given<'a> {
     /// The addresses, given back unless they are kept.
-    pub addresses: Allocation,
+    pub addresses: Allocation<'a>,
     /// What to reach through the gateway.
     pub routes: Vec<Route>,
     /// Name servers.
@@ -82,10 +86,12 @@ impl Source {
         if kind.is_empty() {
             return Ok(None);
         }
+        let Some(plugin) = Plugin::named(kind) else {
+            return Ok(Some(Self::External(kind.to_owned())));
+        };
         let unsupported = || SourceError::Unsupported(kind.to_owned());
-        let plugin = Plugin::named(kind).ok_or_else(unsupported)?;
         let source = Self::of_plugin(plugin, config, args)?.ok_or_else(unsupported)?;
-        source.check_scopes()?;
+        check_scopes(source.routes())?;
         Ok(Some(source))
     }
 
@@ -106,29 +112,30 @@ impl Source {
         })
     }
 
-    /// What the sandbox is told to reach through the gateway.
+    /// What the configuration says that the sandbox shall reach through the gateway.
     pub fn routes(&self) -> &[Route] {
         match self {
             Self::HostLocal(conf) => &conf.routes,
             Self::Static(conf) => &conf.routes,
+            Self::External(_) => &[],
         }
     }
 
-    fn check_scopes(&self) -> Result<(), SourceError> {
-        let mut scopes = self.routes().iter().map(|route| route.scope.unwrap_or(0)).enumerate();
-        let unsupported = scopes.find(|(_, scope)| *scope != 0);
-        unsupported.map_or(Ok(()), |(index, scope)| Err(SourceError::Scope { index, scope }))
-    }
-
-    /// Takes addresses for an attachment, which has none yet if it is `fresh`.
+    /// Takes addresses for an attachment, whose sandbox is at `netns`, and which has none yet if it
+    /// is `fresh`.
     ///
     /// # Errors
     /// If they cannot be had. Nothing is taken then.
-    pub fn take(&self, attachment: &Attachment, fresh: bool) -> Result<Given, IpamError> {
+    pub fn take<'a>(
+        &self,
+        call: &'a Call,
+        netns: &'a Path,
+        fresh: bool,
+    ) -> Result<Given<'a>, Error> {
         match self {
             Self::HostLocal(conf) => {
                 let dns = ipam::dns(conf)?;
-                let addresses = ipam::allocate(conf, attachment, fresh)?;
+                let addresses = ipam::allocate(conf, &call.attachment, fresh)?;
                 Ok(Given { addresses, routes: conf.routes.clone(), dns })
             }
             Self::Static(conf) => Ok(Given {
@@ -136,6 +143,17 @@ impl Source {
                 routes: conf.routes.clone(),
                 dns: conf.dns.clone(),
             }),
+            Self::External(name) => {
+                let plugin = External::find(name, &call.path)?;
+                // A DEL follows even an ADD that failed.
+                let held = Held::new(plugin, call, netns);
+                let AddResult { ips, routes, dns, .. } = held.plugin().add(call, netns)?;
+                if ips.is_empty() {
+                    return Err(Error::NothingGiven);
+                }
+                check_scopes(&routes)?;
+                Ok(Given { addresses: Allocation::held(ips, held), routes, dns })
+            }
         }
     }
 
@@ -144,38 +162,50 @@ impl Source {
     ///
     /// # Errors
     /// If they are not.
-    pub fn check(
-        &self,
-        attachment: &Attachment,
-        given: Option<&[IpAddr]>,
-    ) -> Result<(), SourceDifference> {
+    pub fn check(&self, call: &Call, netns: &Path, given: Option<&[IpAddr]>) -> Result<(), Error> {
+        let attachment = &call.attachment;
         let container = || attachment.container.clone();
-        match self {
+        let (is_right, difference) = match self {
             Self::HostLocal(conf) => {
                 let noted = match Store::existing(&conf.data_dir, &attachment.network) {
                     Some(store) => store.lock()?.addresses_of(&Owner::of(attachment))?,
-                    None => Default::default(),
+                    None => BTreeSet::new(),
                 };
                 let all_noted = given
                     .map_or(!noted.is_empty(), |given| given.iter().all(|ip| noted.contains(ip)));
-                if all_noted { Ok(()) } else { Err(SourceDifference::NotReserved(container())) }
+                (all_noted, SourceDifference::NotReserved(container()))
             }
             Self::Static(conf) => {
                 let named = conf.ips().iter().map(|ip| ip.address.ip()).collect::<Vec<_>>();
                 let all_given = given.is_none_or(|given| named.iter().all(|ip| given.contains(ip)));
-                if all_given { Ok(()) } else { Err(SourceDifference::NotGiven(container())) }
+                (all_given, SourceDifference::NotGiven(container()))
             }
-        }
+            Self::External(name) => {
+                return Ok(External::find(name, &call.path)?.check(call, netns)?);
+            }
+        };
+        if is_right { Ok(()) } else { Err(Difference::Addresses(difference).into()) }
     }
 
-    /// Returns a range set that has no address left, if there is one. Takes no lock.
+    /// Finds out whether there is an address for another attachment. Takes no lock.
     ///
     /// # Errors
-    /// If the store cannot be read.
-    pub fn exhausted(&self, network: &Id) -> Result<Option<&RangeSet>, StoreError> {
-        let Self::HostLocal(conf) = self else { return Ok(None) };
-        let Some(store) = Store::existing(&conf.data_dir, network) else { return Ok(None) };
+    /// If there is none.
+    pub fn status(&self, call: &NetworkCall) -> Result<(), Error> {
+        let conf = match self {
+            Self::HostLocal(conf) => conf,
+            Self::Static(_) => return Ok(()),
+            Self::External(name) => return Ok(External::find(name, &call.path)?.status(call)?),
+        };
+        let Some(store) = Store::existing(&conf.data_dir, &call.network) else { return Ok(()) };
         let taken = store.taken_unlocked()?;
-        Ok(conf.sets.iter().find(|set| set.choose(&taken, None).is_none()))
+        let exhausted = conf.sets.iter().find(|set| set.choose(&taken, None).is_none());
+        exhausted.map_or(Ok(()), |set| Err(Error::NoAddresses(set.clone())))
     }
+}
+
+fn check_scopes(routes: &[Route]) -> Result<(), SourceError> {
+    let mut scopes = routes.iter().map(|route| route.scope.unwrap_or(0)).enumerate();
+    let unsupported = scopes.find(|(_, scope)| *scope != 0);
+    unsupported.map_or(Ok(()), |(index, scope)| Err(SourceError::Scope { index, scope }))
 }

@@ -4,15 +4,16 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
+use std::path::Path;
 
 use ipnetwork::IpNetwork;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::address::{
-    AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope,
+    AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
 };
 use netlink_packet_route::link::{
-    InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, InfoVxlan,
-    LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    InfoBridgePort, InfoData, InfoKind, InfoMacVlan, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags,
+    LinkInfo, LinkMessage, MacVlanMode,
 };
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
@@ -22,11 +23,14 @@ use netlink_packet_route::route::{
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::socket::{Request, Socket};
+use super::socket::{BATCH, Request, Socket};
+use super::{bridge, shaping};
 use crate::link_name::LinkName;
 use crate::mac::MacAddr;
 use crate::netns::Netns;
-use crate::netstate::{Address, Link, LinkKind, Route, RouteKey, VethPeer, Vxlan};
+use crate::netstate::{
+    Address, Link, LinkKind, Macvlan, MacvlanMode, Route, RouteKey, VethPeer, Vxlan,
+};
 use crate::plan::{LinkChange, Op, Plan};
 use crate::{sysctl, tun};
 
@@ -99,9 +103,19 @@ impl<'a> Applier<'a> {
                 return tun::create(*name);
             }
             Op::AddLink(name, link) => self.add_link(*name, link)?,
+            Op::AddLinkIn(netns, name, link) => self.add_link_in(netns, *name, link)?,
             Op::DelLink(name) => del_link(*name),
             Op::SetLink(name, change) => self.set_link(*name, change)?,
             Op::ReplaceAddress(address) => replace_address(self.index(address.link)?, address.ip),
+            Op::ReplaceUnroutedAddress(address) => {
+                replace_unrouted_address(self.index(address.link)?, address.ip)
+            }
+            Op::ProbeAddress(address) => probe_address(self.index(address.link)?, address.ip),
+            Op::ReplaceVlan(link, vid, vlan) => {
+                bridge::replace_vlan(self.index(*link)?, *vid, *vlan)
+            }
+            Op::DelVlan(link, vid) => bridge::del_vlan(self.index(*link)?, *vid),
+            Op::ClearVlans(link) => bridge::clear_vlans(self.index(*link)?),
             Op::DelAddress(Address { link, ip }) => del_address(self.index(*link)?, *ip),
             Op::ReplaceNeighbour(link, ip, mac) => replace_neighbour(self.index(*link)?, *ip, *mac),
             Op::DelNeighbour(link, ip) => del_neighbour(self.index(*link)?, *ip),
@@ -112,12 +126,22 @@ impl<'a> Applier<'a> {
             Op::AddRoute(key, route) => add_route(self.index(route.link)?, key, route),
             Op::ReplaceRoute(key, route) => replace_route(self.index(route.link)?, key, route),
             Op::DelRoute(key, route) => del_route(self.index(route.link)?, key, route),
+            Op::ReplaceShaper(link, bucket) => shaping::replace_shaper(self.index(*link)?, bucket),
+            Op::DelShaper(link) => shaping::del_shaper(self.index(*link)?),
+            Op::AddIngress(link) => shaping::add_ingress(self.index(*link)?),
+            Op::AddRedirect(link, to) => {
+                shaping::add_redirect(self.index(*link)?, self.index(*to)?)
+            }
+            Op::DelIngress(link) => shaping::del_ingress(self.index(*link)?),
         };
         if let Op::AddLink(name, _) | Op::DelLink(name) = op {
             self.indices.remove(name);
         }
         self.requests.push(request);
         self.queued.push(op);
+        if self.queued.len() == BATCH {
+            self.flush();
+        }
         Ok(())
     }
 
@@ -170,7 +194,17 @@ impl<'a> Applier<'a> {
             attributes.push(LinkAttribute::Controller(self.index(port.bridge)?));
         }
         let info = match &link.kind {
-            LinkKind::Bridge => vec![LinkInfo::Kind(InfoKind::Bridge)],
+            LinkKind::Bridge => {
+                let kind = LinkInfo::Kind(InfoKind::Bridge);
+                [kind].into_iter().chain(link.vlan_filtering.map(bridge::vlan_filtering)).collect()
+            }
+            LinkKind::Ifb => vec![LinkInfo::Kind(InfoKind::Ifb)],
+            LinkKind::Macvlan(macvlan) => {
+                let parent = macvlan.parent.ok_or(io::ErrorKind::InvalidInput)?;
+                attributes.push(LinkAttribute::Link(self.index(parent)?));
+                let data = InfoData::MacVlan(macvlan_data(macvlan));
+                vec![LinkInfo::Kind(InfoKind::MacVlan), LinkInfo::Data(data)]
+            }
             LinkKind::Veth(Some(peer)) => {
                 let peer = InfoData::Veth(InfoVeth::Peer(self.peer(peer)?));
                 vec![LinkInfo::Kind(InfoKind::Veth), LinkInfo::Data(peer)]
@@ -188,18 +222,32 @@ impl<'a> Applier<'a> {
             // A tunnel has no queue of its own; the underlay does.
             attributes.push(LinkAttribute::TxQueueLen(0));
         }
+        attributes.extend(link.queue_length.map(LinkAttribute::TxQueueLen));
         Ok(new_link(attributes, NLM_F_CREATE | NLM_F_EXCL))
+    }
+
+    /// The link that it is on is one of this namespace, since the request comes from here.
+    fn add_link_in(&mut self, netns: &Path, name: LinkName, link: &Link) -> io::Result<Request> {
+        let namespace = Netns::open(netns).map_err(io::Error::other)?;
+        let descriptor = namespace.as_fd().as_raw_fd();
+        let mut request = self.add_link(name, link)?;
+        if let RouteNetlinkMessage::NewLink(message) = &mut request.message {
+            message.attributes.push(LinkAttribute::NetNsFd(descriptor));
+        }
+        self.namespaces.push(namespace);
+        Ok(request)
     }
 
     /// The other end is made where it shall live: moving it there afterwards takes the kernel a
     /// grace period under its global network lock. It cannot be brought up at this moment.
     fn peer(&mut self, peer: &VethPeer) -> io::Result<LinkMessage> {
-        let namespace = Netns::open(&peer.netns).map_err(io::Error::other)?;
-        let descriptor = namespace.as_fd().as_raw_fd();
-        self.namespaces.push(namespace);
         let mut message = LinkMessage::default();
         message.attributes.push(LinkAttribute::IfName(peer.name.as_str().to_owned()));
-        message.attributes.push(LinkAttribute::NetNsFd(descriptor));
+        if let Some(netns) = &peer.netns {
+            let namespace = Netns::open(netns).map_err(io::Error::other)?;
+            message.attributes.push(LinkAttribute::NetNsFd(namespace.as_fd().as_raw_fd()));
+            self.namespaces.push(namespace);
+        }
         message.attributes.extend(peer.mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
         message.attributes.extend(peer.mtu.map(|mtu| LinkAttribute::Mtu(mtu.get())));
         Ok(message)
@@ -225,14 +273,28 @@ impl<'a> Applier<'a> {
             LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(data)])
         };
         match change {
-            LinkChange::Up | LinkChange::Down => {}
+            LinkChange::Up
+            | LinkChange::Down
+            | LinkChange::Promiscuous(_)
+            | LinkChange::AllMulticast(_) => {}
+            LinkChange::QueueLength(length) => attributes.push(LinkAttribute::TxQueueLen(*length)),
             LinkChange::Mtu(mtu) => attributes.push(LinkAttribute::Mtu(mtu.get())),
             LinkChange::Mac(mac) => attributes.push(LinkAttribute::Address(mac.0.to_vec())),
             LinkChange::Alias(alias) => attributes.push(LinkAttribute::IfAlias(alias.clone())),
             LinkChange::Master(bridge) => {
                 attributes.push(LinkAttribute::Controller(self.index(*bridge)?));
             }
-            LinkChange::Hairpin(on) => attributes.push(hairpin(*on)),
+            LinkChange::Hairpin(on) => {
+                attributes.push(bridge::port(InfoBridgePort::HairpinMode(*on)));
+            }
+            LinkChange::Isolated(on) => {
+                attributes.push(bridge::port(InfoBridgePort::Isolated(*on)));
+            }
+            LinkChange::VlanFiltering(on) => {
+                let kind = LinkInfo::Kind(InfoKind::Bridge);
+                let info = vec![kind, bridge::vlan_filtering(*on)];
+                attributes.push(LinkAttribute::LinkInfo(info));
+            }
             LinkChange::VxlanLocal(local) => attributes.push(vxlan(vxlan_local(*local))),
             LinkChange::VxlanLearning(on) => attributes.push(vxlan(InfoVxlan::Learning(*on))),
             LinkChange::VxlanUnderlay(underlay) => {
@@ -241,15 +303,35 @@ impl<'a> Applier<'a> {
             }
         }
         let mut request = new_link(attributes, 0);
-        if let (LinkChange::Up | LinkChange::Down, RouteNetlinkMessage::NewLink(message)) =
-            (change, &mut request.message)
+        if let (Some((flag, on)), RouteNetlinkMessage::NewLink(message)) =
+            (flag(change), &mut request.message)
         {
-            let up = *change == LinkChange::Up;
-            message.header.flags = if up { LinkFlags::Up } else { LinkFlags::empty() };
-            message.header.change_mask = LinkFlags::Up;
+            message.header.flags = if on { flag } else { LinkFlags::empty() };
+            message.header.change_mask = flag;
         }
         Ok(request)
     }
+}
+
+const fn flag(change: &LinkChange) -> Option<(LinkFlags, bool)> {
+    match change {
+        LinkChange::Up => Some((LinkFlags::Up, true)),
+        LinkChange::Down => Some((LinkFlags::Up, false)),
+        LinkChange::Promiscuous(on) => Some((LinkFlags::Promisc, *on)),
+        LinkChange::AllMulticast(on) => Some((LinkFlags::Allmulti, *on)),
+        _ => None,
+    }
+}
+
+fn macvlan_data(macvlan: &Macvlan) -> Vec<InfoMacVlan> {
+    let mode = match macvlan.mode {
+        MacvlanMode::Bridge => MacVlanMode::Bridge,
+        MacvlanMode::Private => MacVlanMode::Private,
+        MacvlanMode::Vepa => MacVlanMode::Vepa,
+        MacvlanMode::Passthru => MacVlanMode::Passthrough,
+    };
+    let queue = macvlan.broadcast_queue.map(InfoMacVlan::BcQueueLen);
+    [InfoMacVlan::Mode(mode)].into_iter().chain(queue).collect()
 }
 
 fn new_link(attributes: Vec<LinkAttribute>, flags: u16) -> Request {
@@ -271,13 +353,6 @@ const fn vxlan_local(local: IpAddr) -> InfoVxlan {
     }
 }
 
-fn hairpin(on: bool) -> LinkAttribute {
-    LinkAttribute::LinkInfo(vec![
-        LinkInfo::PortKind(InfoPortKind::Bridge),
-        LinkInfo::PortData(InfoPortData::BridgePort(vec![InfoBridgePort::HairpinMode(on)])),
-    ])
-}
-
 fn address(index: u32, ip: IpNetwork) -> AddressMessage {
     let mut message = AddressMessage::default();
     message.header.index = index;
@@ -287,6 +362,17 @@ fn address(index: u32, ip: IpNetwork) -> AddressMessage {
     message.attributes.push(AddressAttribute::Local(ip.ip()));
     message.attributes.push(AddressAttribute::Address(ip.ip()));
     message
+}
+
+fn replace_unrouted_address(index: u32, ip: IpNetwork) -> Request {
+    let mut request = replace_address(index, ip);
+    if let RouteNetlinkMessage::NewAddress(message) = &mut request.message {
+        // The one byte of the header has no room for this flag.
+        let flags = message.header.flags.bits().into();
+        let flags = AddressFlags::from_bits_retain(flags) | AddressFlags::Noprefixroute;
+        message.attributes.push(AddressAttribute::Flags(flags));
+    }
+    request
 }
 
 fn replace_address(index: u32, ip: IpNetwork) -> Request {
@@ -300,6 +386,15 @@ fn replace_address(index: u32, ip: IpNetwork) -> Request {
         IpNetwork::V6(_) => message.header.flags = AddressHeaderFlags::Nodad,
     }
     replace(RouteNetlinkMessage::NewAddress(message))
+}
+
+/// Without the flag that suppresses it, the kernel looks for duplicates if `accept_dad` is set.
+fn probe_address(index: u32, ip: IpNetwork) -> Request {
+    let mut request = replace_address(index, ip);
+    if let RouteNetlinkMessage::NewAddress(message) = &mut request.message {
+        message.header.flags = AddressHeaderFlags::empty();
+    }
+    request
 }
 
 fn del_address(index: u32, ip: IpNetwork) -> Request {
@@ -364,6 +459,7 @@ fn route(index: u32, key: &RouteKey, route: &Route) -> RouteMessage {
     let attributes = &mut message.attributes;
     attributes.push(RouteAttribute::Destination(route_address(destination.network())));
     attributes.extend(route.via.map(|via| RouteAttribute::Gateway(route_address(via))));
+    attributes.extend(route.source.map(|ip| RouteAttribute::PrefSource(route_address(ip))));
     attributes.push(RouteAttribute::Oif(index));
     attributes.push(RouteAttribute::Table(key.table));
     attributes.push(RouteAttribute::Priority(key.metric));

@@ -7,9 +7,7 @@ use std::net::IpAddr;
 
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressScope};
 use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkFlags, LinkMessage};
-use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteMessage, RouteNextHop, RouteType,
-};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::observe::{ip, local_address, name};
@@ -61,7 +59,7 @@ pub struct DefaultRoute {
     pub ipv6: bool,
     /// The lowest wins.
     pub metric: u32,
-    /// The interface; the first one of a route over several.
+    /// The interface; a route over several counts once for each.
     pub interface: LinkName,
 }
 
@@ -118,7 +116,7 @@ pub fn route_to(
         RouteAttribute::PrefSource(address) => ip(address),
         _ => None,
     });
-    let Some(index) = output_interface(&route) else { return Ok(None) };
+    let Some(index) = output_interfaces(&route).first().copied() else { return Ok(None) };
     let link = socket.link_by_index(index)?.and_then(|link| name(&link));
     Ok(link.map(|link| (link, source)))
 }
@@ -194,7 +192,7 @@ fn default_routes(
 fn decode_default_route(
     message: &RouteMessage,
     interfaces: &BTreeMap<u32, Interface>,
-) -> Option<DefaultRoute> {
+) -> Vec<DefaultRoute> {
     let header = &message.header;
     let mut table = u32::from(header.table);
     let mut metric = 0;
@@ -208,19 +206,20 @@ fn decode_default_route(
     let is_default = header.destination_prefix_length == 0
         && table == RouteKey::TABLE_MAIN
         && header.kind == RouteType::Unicast;
-    let interface = interfaces.get(&is_default.then(|| output_interface(message))??)?;
-    Some(DefaultRoute {
-        ipv6: header.address_family == AddressFamily::Inet6,
-        metric,
-        interface: interface.name,
-    })
+    if !is_default {
+        return Vec::new();
+    }
+    let ipv6 = header.address_family == AddressFamily::Inet6;
+    let named = output_interfaces(message).into_iter().filter_map(|index| interfaces.get(&index));
+    named.map(|interface| DefaultRoute { ipv6, metric, interface: interface.name }).collect()
 }
 
-fn output_interface(message: &RouteMessage) -> Option<u32> {
-    let first = |hops: &[RouteNextHop]| hops.first().map(|hop| hop.interface_index);
-    message.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Oif(index) => Some(*index),
-        RouteAttribute::MultiPath(hops) => first(hops),
-        _ => None,
-    })
+/// The interfaces that a route leaves by, in the kernel's order.
+fn output_interfaces(message: &RouteMessage) -> Vec<u32> {
+    let hops = |attribute: &RouteAttribute| match attribute {
+        RouteAttribute::Oif(index) => vec![*index],
+        RouteAttribute::MultiPath(hops) => hops.iter().map(|hop| hop.interface_index).collect(),
+        _ => Vec::new(),
+    };
+    message.attributes.iter().flat_map(hops).collect()
 }

@@ -7,8 +7,8 @@ use ipnetwork::IpNetwork;
 use netlink_packet_core::Nla;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
-    InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoTun, InfoVxlan, LinkAttribute,
-    LinkExtentMask, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
+    InfoData, InfoKind, InfoMacVlan, InfoTun, InfoVxlan, LinkAttribute, LinkExtentMask, LinkFlags,
+    LinkInfo, LinkLayerType, LinkMessage, MacVlanMode,
 };
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
@@ -19,11 +19,13 @@ use netlink_packet_route::route::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::socket::{NetlinkError, Socket};
+use super::{bridge, shaping};
 use crate::link_name::LinkName;
 use crate::mac::MacAddr;
 use crate::mtu::Mtu;
 use crate::netstate::{
-    Address, BridgePort, Link, LinkKind, NetState, ROUTE_PROTOCOL, Route, RouteKey, Sysctl, Vxlan,
+    Address, BridgePort, Link, LinkKind, Macvlan, MacvlanMode, NetState, ROUTE_PROTOCOL, Route,
+    RouteKey, Sysctl, Vxlan,
 };
 use crate::sysctl;
 use crate::vni::Vni;
@@ -34,19 +36,25 @@ use crate::vni::Vni;
 pub struct Scope {
     /// The links.
     pub links: BTreeSet<LinkName>,
+    /// The Ethernet addresses of tunnels of ours: one that somebody renamed is known by it.
+    pub macs: BTreeSet<MacAddr>,
     /// Whether to read the addresses of these links.
     pub addresses: bool,
     /// Whether to read the permanent neighbours on these links.
     pub neighbours: bool,
     /// Whether to read the forwarding databases of these links.
     pub fdb: bool,
+    /// Whether to read the VLANs of these links.
+    pub vlans: bool,
+    /// Whether to read how much these links may send and where what comes in by them goes.
+    pub shaping: bool,
     /// Which routes to read.
     pub routes: Routes,
     /// The networks outside of which addresses and routes are somebody else's, unless a route on
     /// one of the links carries our mark. None means that everything is ours.
     pub networks: Vec<IpNetwork>,
     /// Routes of somebody else that count as ours.
-    pub adopted: Option<Adopted>,
+    pub adopted: Vec<Adopted>,
     /// The kernel parameters.
     pub sysctls: BTreeSet<Sysctl>,
 }
@@ -70,7 +78,7 @@ impl Adopted {
 }
 
 /// Which routes to read. Those that the kernel made itself are left out.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Routes {
     /// None.
     #[default]
@@ -86,21 +94,53 @@ impl Scope {
     pub fn of(desired: &NetState) -> Self {
         Self {
             links: desired.links.keys().copied().collect(),
+            macs: BTreeSet::new(),
             addresses: !desired.addresses.is_empty(),
             neighbours: !desired.neighbours.is_empty(),
             fdb: !desired.fdb.is_empty(),
+            vlans: !desired.vlans.is_empty(),
+            shaping: !(desired.shapers.is_empty() && desired.redirects.is_empty()),
             routes: if desired.routes.is_empty() { Routes::None } else { Routes::OnLinks },
             networks: Vec::new(),
-            adopted: None,
+            adopted: Vec::new(),
             sysctls: desired.sysctls.keys().cloned().collect(),
         }
+    }
+
+    /// Everything that is in one or the other. Each of them has networks, or neither.
+    pub fn join(mut self, other: Self) -> Self {
+        let Self {
+            links,
+            macs,
+            addresses,
+            neighbours,
+            fdb,
+            vlans,
+            shaping,
+            routes,
+            networks,
+            adopted,
+            sysctls,
+        } = other;
+        self.macs.extend(macs);
+        self.links.extend(links);
+        self.addresses |= addresses;
+        self.neighbours |= neighbours;
+        self.fdb |= fdb;
+        self.vlans |= vlans;
+        self.shaping |= shaping;
+        self.routes = self.routes.max(routes);
+        self.networks.extend(networks);
+        self.adopted.extend(adopted);
+        self.sysctls.extend(sysctls);
+        self
     }
 
     /// Whether a route can be of interest although it leaves by another link.
     fn may_be_elsewhere(&self, message: &RouteMessage) -> bool {
         match message.header.protocol {
             RouteProtocol::Other(ROUTE_PROTOCOL) => self.routes == Routes::OnLinksAndMarked,
-            RouteProtocol::Boot => self.adopted.is_some(),
+            RouteProtocol::Boot => !self.adopted.is_empty(),
             _ => false,
         }
     }
@@ -108,7 +148,7 @@ impl Scope {
     fn has(&self, key: &RouteKey, route: &Route) -> bool {
         let on_link = self.links.contains(&route.link);
         let marked = route.protocol == ROUTE_PROTOCOL;
-        let adopted = || self.adopted.as_ref().is_some_and(|adopted| adopted.covers(route));
+        let adopted = || self.adopted.iter().any(|adopted| adopted.covers(route));
         match self.is_inside(key.destination) {
             true => on_link || marked || adopted(),
             false => on_link && marked,
@@ -141,6 +181,17 @@ pub fn observe(socket: &mut Socket, scope: &Scope) -> Result<NetState, NetlinkEr
             state.links.insert(*name, link);
         }
     }
+    if !scope.macs.is_empty() && scope.links.len() > state.links.len() {
+        for message in socket.tunnels()? {
+            let link = socket.decode_link(&message)?;
+            if let Some(name) = name(&message)
+                && link.mac.is_some_and(|mac| scope.macs.contains(&mac))
+            {
+                names.insert(message.header.index, name);
+                state.links.insert(name, link);
+            }
+        }
+    }
     for index in names.keys() {
         if scope.addresses {
             let rows = socket.dump("addresses", &addresses_on(*index))?;
@@ -151,10 +202,23 @@ pub fn observe(socket: &mut Socket, scope: &Scope) -> Result<NetState, NetlinkEr
             let rows = socket.dump("neighbours", &neighbours_on(*index))?;
             state.neighbours.extend(rows.iter().filter_map(|row| decode_neighbour(row, &names)));
         }
+        if scope.shaping
+            && let Some(to) = shaping::observe_redirect(socket, *index)?
+            && let Some(link) =
+                names.get(&to).copied().map_or_else(|| socket.name_of(to), |n| Ok(Some(n)))?
+        {
+            state.redirects.insert(names[index], link);
+        }
         if scope.fdb {
             let rows = socket.dump("FDB entries", &fdb_of(*index))?;
             state.fdb.extend(rows.iter().filter_map(|row| decode_fdb_entry(row, &names)));
         }
+    }
+    if scope.vlans {
+        state.vlans = bridge::observe_vlans(socket, &names)?;
+    }
+    if scope.shaping {
+        state.shapers = shaping::observe_shapers(socket, &names)?;
     }
     if scope.routes != Routes::None {
         state.routes = observe_routes(socket, scope, names)?;
@@ -201,6 +265,20 @@ impl Socket {
         }
     }
 
+    /// Returns all VXLAN links.
+    fn tunnels(&mut self) -> Result<Vec<LinkMessage>, NetlinkError> {
+        let mut request = LinkMessage::default();
+        request.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Vxlan)]));
+        let rows = self.dump("links", &RouteNetlinkMessage::GetLink(request))?;
+        Ok(rows
+            .into_iter()
+            .filter_map(|row| match row {
+                RouteNetlinkMessage::NewLink(link) => Some(link),
+                _ => None,
+            })
+            .collect())
+    }
+
     fn name_of(&mut self, index: u32) -> Result<Option<LinkName>, NetlinkError> {
         Ok(self.link_by_index(index)?.and_then(|link| name(&link)))
     }
@@ -213,6 +291,10 @@ impl Socket {
             up: message.header.flags.contains(LinkFlags::Up),
             port: None,
             alias: None,
+            promiscuous: Some(message.header.flags.contains(LinkFlags::Promisc)),
+            all_multicast: Some(message.header.flags.contains(LinkFlags::Allmulti)),
+            queue_length: None,
+            vlan_filtering: None,
         };
         if message.header.link_layer_type == LinkLayerType::Loopback {
             link.kind = LinkKind::Loopback;
@@ -225,6 +307,7 @@ impl Socket {
                     link.mac = <[u8; 6]>::try_from(bytes.as_slice()).ok().map(MacAddr);
                 }
                 LinkAttribute::Mtu(bytes) => link.mtu = Mtu::new(*bytes),
+                LinkAttribute::TxQueueLen(length) => link.queue_length = Some(*length),
                 LinkAttribute::IfAlias(alias) => link.alias = Some(alias.clone()),
                 LinkAttribute::Controller(index) => master = Some(*index),
                 LinkAttribute::LinkInfo(link_infos) => infos = link_infos,
@@ -232,9 +315,11 @@ impl Socket {
             }
         }
         self.decode_infos(infos, &mut link)?;
+        link.vlan_filtering = bridge::observed_vlan_filtering(infos);
         if let Some(index) = master {
-            let hairpin = hairpin(infos);
-            link.port = self.name_of(index)?.map(|bridge| BridgePort { bridge, hairpin });
+            let (hairpin, isolated) = bridge::observed_port(infos);
+            let port = |bridge| BridgePort { bridge, hairpin, isolated };
+            link.port = self.name_of(index)?.map(port);
         }
         Ok(link)
     }
@@ -245,9 +330,14 @@ impl Socket {
                 LinkInfo::Kind(InfoKind::Bridge) => link.kind = LinkKind::Bridge,
                 LinkInfo::Kind(InfoKind::Veth) => link.kind = LinkKind::Veth(None),
                 LinkInfo::Kind(InfoKind::Vxlan) => {}
+                LinkInfo::Kind(InfoKind::Ifb) => link.kind = LinkKind::Ifb,
                 LinkInfo::Kind(kind) => link.kind = LinkKind::Other(kind.to_string()),
                 LinkInfo::Data(InfoData::Vxlan(attributes)) => {
                     link.kind = self.decode_vxlan(attributes)?;
+                }
+                LinkInfo::Data(InfoData::MacVlan(attributes)) => {
+                    link.kind = decode_macvlan(attributes)
+                        .map_or(LinkKind::Other("macvlan".to_owned()), LinkKind::Macvlan);
                 }
                 LinkInfo::Data(InfoData::Tun(attributes)) if is_our_kind_of_tun(attributes) => {
                     link.kind = LinkKind::Tun;
@@ -281,6 +371,18 @@ impl Socket {
     }
 }
 
+/// The parent is asked for by number, which says nothing if it is in another namespace.
+fn decode_macvlan(attributes: &[InfoMacVlan]) -> Option<Macvlan> {
+    let mode = attributes.iter().find_map(|attribute| match attribute {
+        InfoMacVlan::Mode(MacVlanMode::Bridge) => Some(MacvlanMode::Bridge),
+        InfoMacVlan::Mode(MacVlanMode::Private) => Some(MacvlanMode::Private),
+        InfoMacVlan::Mode(MacVlanMode::Vepa) => Some(MacvlanMode::Vepa),
+        InfoMacVlan::Mode(MacVlanMode::Passthrough) => Some(MacvlanMode::Passthru),
+        _ => None,
+    });
+    Some(Macvlan { parent: None, mode: mode?, broadcast_queue: None })
+}
+
 /// Whether queues can be opened of this device as of those that we make. The attributes are those
 /// of `IFLA_TUN_*` in the kernel's `linux/if_link.h`, one byte each.
 fn is_our_kind_of_tun(attributes: &[InfoTun]) -> bool {
@@ -307,15 +409,7 @@ pub(super) fn name(message: &LinkMessage) -> Option<LinkName> {
     })
 }
 
-fn hairpin(infos: &[LinkInfo]) -> bool {
-    let on = |attribute: &InfoBridgePort| matches!(attribute, InfoBridgePort::HairpinMode(true));
-    infos.iter().any(|info| match info {
-        LinkInfo::PortData(InfoPortData::BridgePort(attributes)) => attributes.iter().any(on),
-        _ => false,
-    })
-}
-
-fn addresses_on(index: u32) -> RouteNetlinkMessage {
+pub(super) fn addresses_on(index: u32) -> RouteNetlinkMessage {
     let mut request = AddressMessage::default();
     request.header.index = index;
     RouteNetlinkMessage::GetAddress(request)
@@ -391,7 +485,8 @@ fn permanent<'a>(
 ) -> Option<(LinkName, &'a NeighbourAddress, MacAddr)> {
     let RouteNetlinkMessage::NewNeighbour(message) = row else { return None };
     let link = *names.get(&message.header.ifindex)?;
-    if message.header.state != NeighbourState::Permanent {
+    // `bridge fdb` sets another bit besides (`NUD_NOARP`).
+    if u16::from(message.header.state) & u16::from(NeighbourState::Permanent) == 0 {
         return None;
     }
     let (mut destination, mut mac) = (None, None);
@@ -450,12 +545,13 @@ fn decode_route(message: &RouteMessage, link: LinkName) -> Option<(RouteKey, Rou
     } else {
         IpAddr::from([0; 16])
     };
-    let (mut destination, mut via) = (any, None);
+    let (mut destination, mut via, mut source) = (any, None, None);
     let (mut table, mut metric) = (u32::from(header.table), 0);
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Destination(address) => destination = ip(address)?,
             RouteAttribute::Gateway(address) => via = Some(ip(address)?),
+            RouteAttribute::PrefSource(address) => source = Some(ip(address)?),
             RouteAttribute::Table(number) => table = *number,
             RouteAttribute::Priority(number) => metric = *number,
             _ => {}
@@ -464,7 +560,7 @@ fn decode_route(message: &RouteMessage, link: LinkName) -> Option<(RouteKey, Rou
     let destination = IpNetwork::new(destination, header.destination_prefix_length).ok()?;
     let onlink = header.flags.contains(RouteFlags::Onlink);
     let protocol = u8::from(header.protocol);
-    Some((RouteKey { table, destination, metric }, Route { link, via, onlink, protocol }))
+    Some((RouteKey { table, destination, metric }, Route { link, via, onlink, protocol, source }))
 }
 
 pub(super) fn ip(address: &RouteAddress) -> Option<IpAddr> {

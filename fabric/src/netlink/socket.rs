@@ -16,7 +16,7 @@ use crate::link_name::LinkName;
 /// The kernel sends at most 32 KiB of a dump at once (`netlink_dump`).
 const RECEIVE_BYTES: usize = 1 << 16;
 /// Acknowledgements of a batch wait in the receive buffer of the socket, which must hold them all.
-const BATCH: usize = 64;
+pub(super) const BATCH: usize = 64;
 /// Room for the notifications and acknowledgements that have not been read yet.
 const RECEIVE_BUFFER_BYTES: usize = 1 << 20;
 /// A table that changes while it is dumped has to be dumped again.
@@ -167,28 +167,24 @@ impl Socket {
         }
     }
 
-    /// Has every change done, in order, and returns what became of each.
+    /// Has at most [`BATCH`] changes done, in order, and returns what became of each.
     pub(super) fn execute(
         &mut self,
         requests: Vec<Request>,
     ) -> io::Result<Vec<Result<(), Refusal>>> {
-        let mut results = Vec::with_capacity(requests.len());
-        let mut requests = requests.into_iter().peekable();
-        while requests.peek().is_some() {
-            let mut batch: Vec<_> = requests
-                .by_ref()
-                .take(BATCH)
-                .map(|request| message(request.message, request.flags | NLM_F_ACK))
-                .collect();
-            self.send(&mut batch)?;
-            let wanted = results.len() + batch.len();
-            while results.len() < wanted {
-                for (_, reply) in self.receive()? {
-                    match reply {
-                        Reply::Ack => results.push(Ok(())),
-                        Reply::Refused(refusal) => results.push(Err(refusal)),
-                        Reply::Message(_) | Reply::Done | Reply::Unknown => {}
-                    }
+        let wanted = requests.len();
+        let mut batch: Vec<_> = requests
+            .into_iter()
+            .map(|request| message(request.message, request.flags | NLM_F_ACK))
+            .collect();
+        self.send(&mut batch)?;
+        let mut results = Vec::with_capacity(wanted);
+        while results.len() < wanted {
+            for (_, reply) in self.receive()? {
+                match reply {
+                    Reply::Ack => results.push(Ok(())),
+                    Reply::Refused(refusal) => results.push(Err(refusal)),
+                    Reply::Message(_) | Reply::Done | Reply::Unknown => {}
                 }
             }
         }

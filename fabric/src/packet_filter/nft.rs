@@ -19,7 +19,7 @@ use netlink_packet_core::DecodeError;
 
 use super::{
     ATTEMPTS, Change, Error, Observed, ObservedChain, ObservedRule, ObservedTable, PacketFilter,
-    Ruleset, Table,
+    Ruleset, Table, TableId,
 };
 use connection::{Connection, Failure};
 pub use conntrack::{Flow, forget_udp_flows};
@@ -53,6 +53,15 @@ impl Nft {
             }
             answer => answer.map(|_| nft),
         }
+    }
+
+    /// Tells whether a table has a chain of this name, without reading the rest of it.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn has_chain(&mut self, table: &TableId, chain: &str) -> Result<bool, Error> {
+        let request = format_args!("list chain {table} {chain}");
+        Ok(self.find(Request::chain(table, chain), request, message::hook)?.is_some())
     }
 
     fn generation(&mut self) -> Result<u32, Error> {

@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use crate::link_name::LinkName;
-use crate::netstate::{Address, Link, LinkKind, NetState, Route, RouteKey};
+use crate::netstate::{Address, BridgePort, Link, LinkKind, NetState, PortVlan, Route, RouteKey};
 use crate::plan::{LinkChange, Op, Plan};
 
 /// Why the model refused an operation; the names are those of errno(3).
@@ -38,7 +38,10 @@ impl Model {
             Op::SetSysctl(key, value) => {
                 self.0.sysctls.insert(key.clone(), value.clone());
             }
-            Op::ReplaceAddress(address) => {
+            Op::AddLinkIn(_, name, link) => return self.add_link(*name, link),
+            Op::ReplaceAddress(address)
+            | Op::ReplaceUnroutedAddress(address)
+            | Op::ProbeAddress(address) => {
                 self.link(address.link)?;
                 self.0.addresses.insert(*address);
             }
@@ -66,6 +69,29 @@ impl Model {
             Op::DelRoute(key, _) => {
                 self.0.routes.remove(key).ok_or(Refusal::Enoent)?;
             }
+            Op::ReplaceVlan(link, vid, vlan) => return self.replace_vlan(*link, *vid, *vlan),
+            Op::DelVlan(link, vid) => {
+                self.0.vlans.remove(&(*link, *vid)).ok_or(Refusal::Enoent)?;
+            }
+            Op::ClearVlans(link) => {
+                self.link(*link)?.port.ok_or(Refusal::Eopnotsupp)?;
+                self.0.vlans.retain(|(port, _), _| port != link);
+            }
+            Op::ReplaceShaper(link, bucket) => {
+                self.link(*link)?;
+                self.0.shapers.insert(*link, *bucket);
+            }
+            Op::DelShaper(link) => drop(self.0.shapers.remove(link).ok_or(Refusal::Enoent)?),
+            Op::AddIngress(link) => drop(self.link(*link)?),
+            Op::AddRedirect(link, to) => {
+                self.link(*link)?;
+                self.link(*to)?;
+                // The kernel would add a second one behind the first.
+                if self.0.redirects.insert(*link, *to).is_some() {
+                    return Err(Refusal::Eexist);
+                }
+            }
+            Op::DelIngress(link) => drop(self.0.redirects.remove(link).ok_or(Refusal::Enoent)?),
         }
         Ok(())
     }
@@ -85,14 +111,44 @@ impl Model {
         if let Some(port) = link.port {
             self.link(port.bridge)?;
         }
-        let mut link = Link { up: false, alias: None, ..link.clone() };
+        let flag = |wanted: Option<bool>| wanted.map(|_| false);
+        let mut link = Link {
+            up: false,
+            alias: None,
+            promiscuous: flag(link.promiscuous),
+            all_multicast: flag(link.all_multicast),
+            ..link.clone()
+        };
         if link.kind == LinkKind::Tun {
             link.mtu = None;
         }
         if let Some(port) = &mut link.port {
-            port.hairpin = false;
+            (port.hairpin, port.isolated) = (false, false);
+            self.give_default_vlan(name);
+        }
+        if let LinkKind::Veth(Some(peer)) = &link.kind
+            && peer.netns.is_none()
+        {
+            let peer_link = Link { up: false, ..Link::up(LinkKind::Veth(None)) };
+            self.0.links.insert(peer.name, peer_link);
         }
         self.0.links.insert(name, link);
+        Ok(())
+    }
+
+    /// The number of the VLAN is that of new bridges.
+    fn give_default_vlan(&mut self, port: LinkName) {
+        self.0.vlans.insert((port, 1), PortVlan { pvid: true, untagged: true });
+    }
+
+    /// Only one VLAN gets what comes in without a tag.
+    fn replace_vlan(&mut self, port: LinkName, vid: u16, vlan: PortVlan) -> Result<(), Refusal> {
+        self.link(port)?.port.ok_or(Refusal::Eopnotsupp)?;
+        if vlan.pvid {
+            let others = self.0.vlans.range_mut((port, 0)..=(port, u16::MAX));
+            others.for_each(|(_, other)| other.pvid = false);
+        }
+        self.0.vlans.insert((port, vid), vlan);
         Ok(())
     }
 
@@ -105,6 +161,10 @@ impl Model {
         self.0.neighbours.retain(|(link, _), _| *link != name);
         self.0.fdb.retain(|(link, _), _| *link != name);
         self.0.routes.retain(|_, route| route.link != name);
+        self.0.shapers.retain(|link, _| *link != name);
+        let links = &self.0.links;
+        self.0.vlans.retain(|(link, _), _| links.get(link).is_some_and(|link| link.port.is_some()));
+        self.0.redirects.retain(|link, _| *link != name);
         Ok(())
     }
 
@@ -119,9 +179,18 @@ impl Model {
             (LinkChange::Mtu(mtu), _) => link.mtu = Some(*mtu),
             (LinkChange::Mac(mac), _) => link.mac = Some(*mac),
             (LinkChange::Alias(alias), _) => link.alias = Some(alias.clone()),
+            (LinkChange::Promiscuous(on), _) => link.promiscuous = Some(*on),
+            (LinkChange::AllMulticast(on), _) => link.all_multicast = Some(*on),
+            (LinkChange::QueueLength(length), _) => link.queue_length = Some(*length),
             (LinkChange::Master(bridge), _) => {
-                link.port = Some(crate::netstate::BridgePort { bridge: *bridge, hairpin: false });
+                let (bridge, hairpin, isolated) = (*bridge, false, false);
+                link.port = Some(BridgePort { bridge, hairpin, isolated });
+                self.give_default_vlan(name);
             }
+            (LinkChange::Isolated(on), _) => {
+                link.port.as_mut().ok_or(Refusal::Eopnotsupp)?.isolated = *on;
+            }
+            (LinkChange::VlanFiltering(on), LinkKind::Bridge) => link.vlan_filtering = Some(*on),
             (LinkChange::Hairpin(on), _) => {
                 link.port.as_mut().ok_or(Refusal::Eopnotsupp)?.hairpin = *on;
             }

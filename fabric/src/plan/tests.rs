@@ -1,6 +1,8 @@
 //! Golden plans, and the property that a plan leads from any state to any other.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
 
 use proptest::prelude::*;
 
@@ -9,8 +11,8 @@ use crate::link_name::LinkName;
 use crate::mac::MacAddr;
 use crate::mtu::Mtu;
 use crate::netstate::{
-    Address, BridgePort, Link, LinkKind, NetState, ROUTE_PROTOCOL, Route, RouteKey, Sysctl,
-    VethPeer, Vxlan,
+    Address, BridgePort, Link, LinkKind, NetState, PortVlan, ROUTE_PROTOCOL, Route, RouteKey,
+    Sysctl, TokenBucket, VethPeer, Vxlan,
 };
 use crate::vni::Vni;
 
@@ -44,7 +46,7 @@ fn node(peers: &[(u8, u8, u8)]) -> NetState {
         state.fdb.insert((link, mac), IpAddr::from([198, 51, 100, *vtep]));
         let key = RouteKey::main(format!("10.244.{peer}.0/24").parse().unwrap());
         let protocol = ROUTE_PROTOCOL;
-        let route = Route { link, via: Some(gateway), onlink: true, protocol };
+        let route = Route { link, via: Some(gateway), onlink: true, protocol, source: None };
         state.routes.insert(key, route);
     }
     state
@@ -68,6 +70,18 @@ bridge fdb replace 02:00:00:00:00:02 dev flannel.1 dst 198.51.100.2 self permane
 ip route add 10.244.2.0/24 via 10.244.2.0 dev flannel.1 proto 199 onlink
 "
     );
+}
+
+#[test]
+fn a_tunnel_that_was_renamed_makes_room_for_its_successor() {
+    let mut renamed = NetState::default();
+    renamed.links.insert(name("stray"), flannel([198, 51, 100, 1]));
+    renamed.links.insert(name("other"), Link::up(LinkKind::Bridge));
+    let mut desired = node(&[]);
+    desired.links.insert(name("other"), Link::up(LinkKind::Bridge));
+    let plan = diff(&desired, &renamed).to_string();
+    assert!(plan.starts_with("ip link del stray\nip link add flannel.1 "), "{plan}");
+    assert_eq!(plan.matches("link del").count(), 1, "{plan}");
 }
 
 #[test]
@@ -131,13 +145,13 @@ fn a_pod_gets_its_bridge_before_its_port() {
     let (bridge, veth) = (name("cni0"), name("veth0a1b2c3d"));
     let peer = VethPeer {
         name: name("eth0"),
-        netns: "/run/netns/pod".into(),
+        netns: Some("/run/netns/pod".into()),
         mac: None,
         mtu: Mtu::new(1450),
     };
     let mut desired = NetState::default();
     desired.links.insert(bridge, Link { mtu: Mtu::new(1450), ..Link::up(LinkKind::Bridge) });
-    let port = Some(BridgePort { bridge, hairpin: true });
+    let port = Some(BridgePort { bridge, hairpin: true, isolated: false });
     desired.links.insert(veth, Link { port, ..Link::up(LinkKind::Veth(Some(peer))) });
     desired.addresses.insert(Address { link: bridge, ip: "10.244.1.1/24".parse().unwrap() });
     assert_eq!(
@@ -194,6 +208,9 @@ proptest! {
         })?;
         // Parameters are set and never restored.
         reached.sysctls.retain(|key, _| desired.sysctls.contains_key(key));
+        // A port without desired VLANs keeps those that it has.
+        let has_vlans = |port: &LinkName| desired.vlans.keys().any(|(link, _)| link == port);
+        reached.vlans.retain(|(port, _), _| has_vlans(port));
         prop_assert_eq!(&reached, &desired, "{}", plan);
     }
 
@@ -225,6 +242,8 @@ prop_compose! {
         tunnel in proptest::bool::weighted(0.8),
         bridge in proptest::option::weighted(0.8, (any::<bool>(), 1..4_u8, any::<bool>())),
         forwarding: bool,
+        shaped in proptest::option::weighted(0.5, (1..3_u64, 1..3_u8)),
+        vlans in proptest::collection::btree_map(1..4_u16, (any::<bool>(), any::<bool>()), 0..3),
     ) -> NetState {
         let mut state = if tunnel { node(&peers) } else { NetState::default() };
         if let Some(link) = state.links.get_mut(&name("flannel.1")) {
@@ -234,6 +253,10 @@ prop_compose! {
         }
         if let Some((hairpin, host, second_address)) = bridge {
             add_bridge(&mut state, hairpin, host, second_address);
+            add_vlans(&mut state, vlans);
+        }
+        if let Some((rate, ifb)) = shaped {
+            shape(&mut state, rate, ifb);
         }
         if forwarding {
             state.sysctls.insert(Sysctl::ipv4_forwarding(), "1".to_owned());
@@ -242,10 +265,22 @@ prop_compose! {
     }
 }
 
+/// Limits what the tunnel sends, or a link that is there for nothing else.
+fn shape(state: &mut NetState, rate: u64, ifb: u8) {
+    let ifb = name(&format!("ifb{ifb}"));
+    let link = state.links.keys().next().copied().unwrap_or(ifb);
+    state.links.insert(ifb, Link::up(LinkKind::Ifb));
+    let bucket = TokenBucket::new(rate, 1, Duration::ZERO).unwrap();
+    state.shapers.extend([(ifb, bucket), (link, bucket)]);
+    if link != ifb {
+        state.redirects.insert(link, ifb);
+    }
+}
+
 fn add_bridge(state: &mut NetState, hairpin: bool, host: u8, second_address: bool) {
     let bridge = name("cni0");
     state.links.insert(bridge, Link::up(LinkKind::Bridge));
-    let port = Some(BridgePort { bridge, hairpin });
+    let port = Some(BridgePort { bridge, hairpin, isolated: hairpin });
     let alias = Some(if hairpin { "pod" } else { "another pod" }.to_owned());
     state.links.insert(name("veth1"), Link { port, alias, ..Link::up(LinkKind::Veth(None)) });
     let last_bytes = if second_address { vec![host, 9] } else { vec![host] };
@@ -255,6 +290,60 @@ fn add_bridge(state: &mut NetState, hairpin: bool, host: u8, second_address: boo
         state.addresses.insert(Address { link: bridge, ip });
     }
     let via = Some(IpAddr::from([10, 244, 1, 100]));
-    let route = Route { link: bridge, via, onlink: false, protocol: ROUTE_PROTOCOL };
+    let route = Route { link: bridge, via, onlink: false, protocol: ROUTE_PROTOCOL, source: None };
     state.routes.insert(RouteKey::main("172.30.0.0/16".parse().unwrap()), route);
+}
+
+/// Of several VLANs for what comes in without a tag, the last one counts.
+fn add_vlans(state: &mut NetState, vlans: BTreeMap<u16, (bool, bool)>) {
+    let port = name("veth1");
+    let pvid = vlans.iter().rev().find(|(_, (pvid, _))| *pvid).map(|(vid, _)| *vid);
+    for (vid, (_, untagged)) in vlans {
+        let vlan = PortVlan { pvid: pvid == Some(vid), untagged };
+        state.vlans.insert((port, vid), vlan);
+    }
+}
+
+#[test]
+fn a_port_belongs_to_its_vlans_and_no_others() {
+    let (bridge, port) = (name("cni0"), name("veth1"));
+    let mut desired = NetState::default();
+    let filtering = Link { vlan_filtering: Some(true), ..Link::up(LinkKind::Bridge) };
+    desired.links.insert(bridge, filtering);
+    let member = BridgePort { bridge, hairpin: false, isolated: true };
+    let inner = VethPeer { name: port, netns: None, mac: None, mtu: None };
+    let outer = Link::up(LinkKind::Veth(Some(inner)));
+    desired.links.insert(name("cni0.100"), outer);
+    let link = Link { port: Some(member), mtu: Mtu::new(1400), ..Link::up(LinkKind::Veth(None)) };
+    desired.links.insert(port, link);
+    let (access, trunk) =
+        (PortVlan { pvid: true, untagged: true }, PortVlan { pvid: false, untagged: false });
+    desired.vlans.extend([((port, 100), access), ((port, 200), trunk)]);
+    let plan = diff(&desired, &NetState::default());
+    let expected = "\
+ip link add cni0 type bridge vlan_filtering 1
+ip link add cni0.100 type veth peer name veth1
+ip link set veth1 mtu 1400
+ip link set veth1 master cni0
+bridge link set dev veth1 isolated on
+bridge vlan del vid 1-4094 dev veth1
+bridge vlan add vid 100 dev veth1 pvid untagged
+bridge vlan add vid 200 dev veth1
+ip link set cni0 up
+ip link set cni0.100 up
+ip link set veth1 up
+";
+    assert_eq!(plan.to_string(), expected);
+    assert_eq!(model::run(&NetState::default(), &plan), Ok(desired.clone()));
+
+    let mut observed = desired.clone();
+    observed.links.get_mut(&bridge).unwrap().vlan_filtering = Some(false);
+    observed.vlans.remove(&(port, 200));
+    observed.vlans.insert((port, 1), trunk);
+    let expected = "\
+ip link set cni0 type bridge vlan_filtering 1
+bridge vlan add vid 200 dev veth1
+bridge vlan del vid 1 dev veth1
+";
+    assert_eq!(diff(&desired, &observed).to_string(), expected);
 }

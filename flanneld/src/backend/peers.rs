@@ -3,77 +3,91 @@
 //! Whoever can write to the store can write anything. A peer that makes no sense is left out with a
 //! reason; where two want the same subnet, the one with the lower key has it.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
 use super::{Peer, Reason};
-use crate::lease::LeaseKey;
+use crate::family::Family;
 
 /// The node that looks at its peers.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct This<'a> {
+pub(super) struct This {
     pub(super) network: IpNetwork,
-    pub(super) own: &'a LeaseKey,
-    pub(super) public_ip: Ipv4Addr,
+    pub(super) own: IpNetwork,
+    pub(super) public_ip: IpAddr,
     /// The backend type that peers must have.
     pub(super) backend_type: &'static str,
 }
 
-/// Peers that can be used, each with what the backend found in its data, and the others.
-pub(super) struct Admitted<'a, T> {
-    pub(super) peers: Vec<(Peer<'a>, T)>,
-    pub(super) left_out: Vec<(LeaseKey, Reason)>,
+/// A peer that can be used, with what the backend found in its data.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Admitted<T> {
+    pub(super) subnet: IpNetwork,
+    pub(super) public_ip: IpAddr,
+    pub(super) found: T,
 }
 
-/// Sorts out the peers. They come in the order of their keys, so that an overlapping one follows
-/// what it overlaps. `inspect` is asked for what is particular to the backend.
-pub(super) fn admit<'a, T>(
-    this: This<'_>,
-    peers: &[Peer<'a>],
-    mut inspect: impl FnMut(&Peer<'a>) -> Result<T, Reason>,
-) -> Admitted<'a, T> {
-    let mut admitted = Admitted { peers: Vec::with_capacity(peers.len()), left_out: Vec::new() };
+/// Sorts out the peers, in the order of their subnets, so that an overlapping one follows what it
+/// overlaps. `inspect` is asked for what is particular to the backend.
+pub(super) fn admit<T>(
+    this: This,
+    peers: &[Peer<'_>],
+    mut inspect: impl FnMut(&Peer<'_>) -> Result<T, Reason>,
+) -> (Vec<Admitted<T>>, Vec<(IpNetwork, Reason)>) {
+    let mut peers: Vec<_> = peers.iter().collect();
+    // Stable, and all but one are in order already, as a rule.
+    peers.sort_by_key(|peer| (peer.subnet.network(), peer.subnet.prefix()));
+    let (mut admitted, mut left_out) = (Vec::<Admitted<T>>::with_capacity(peers.len()), Vec::new());
     for peer in peers {
-        let last = admitted.peers.last().map(|(last, _)| last.subnet);
-        let checked = this.check(peer).and_then(|()| match last {
-            Some(last) if last.overlaps(peer.subnet) => Err(Reason::OverlapsPeer(*last)),
-            _ => Ok(()),
-        });
-        match checked.and_then(|()| inspect(peer)) {
-            Ok(found) => admitted.peers.push((*peer, found)),
-            Err(reason) => admitted.left_out.push((*peer.subnet, reason)),
+        let checked =
+            this.check(peer).and_then(|public_ip| match admitted.last().map(|last| last.subnet) {
+                Some(last) if overlap(last, peer.subnet) => Err(Reason::OverlapsPeer(last)),
+                _ => Ok(public_ip),
+            });
+        let subnet = peer.subnet;
+        match checked.and_then(|public_ip| Ok((public_ip, inspect(peer)?))) {
+            Ok((public_ip, found)) => admitted.push(Admitted { subnet, public_ip, found }),
+            Err(reason) => left_out.push((subnet, reason)),
         }
     }
-    admitted
+    (admitted, left_out)
 }
 
-impl This<'_> {
-    fn check(&self, peer: &Peer<'_>) -> Result<(), Reason> {
-        let subnet = peer.subnet.ipv4;
-        let public_ip = peer.attributes.public_ip;
-        let is_inside = self.network.contains(subnet.network().into())
-            && self.network.prefix() <= subnet.prefix();
+impl This {
+    /// Returns the public address of a peer that can be used.
+    fn check(&self, peer: &Peer<'_>) -> Result<IpAddr, Reason> {
+        let subnet = peer.subnet;
+        let is_inside =
+            self.network.contains(subnet.network()) && self.network.prefix() <= subnet.prefix();
         if !is_inside {
             return Err(Reason::OutsideNetwork(self.network));
         }
-        if !peer.subnet.is_network() {
+        if subnet.ip() != subnet.network() {
             return Err(Reason::HostBits);
         }
-        if peer.subnet.overlaps(self.own) {
+        if overlap(subnet, self.own) {
             return Err(Reason::OverlapsOwn);
         }
-        if peer.attributes.backend_type != self.backend_type {
-            let theirs = peer.attributes.backend_type.clone();
+        if peer.backend_type != self.backend_type {
+            let theirs = peer.backend_type.to_owned();
             return Err(Reason::BackendType { theirs, ours: self.backend_type });
         }
+        let family = Family::of_network(subnet);
+        let public_ip = peer.public_ip.ok_or(Reason::NoPublicIp(family))?;
         if public_ip == self.public_ip {
             return Err(Reason::OurPublicIp(public_ip));
         }
-        if can_be_a_node(public_ip) { Ok(()) } else { Err(Reason::PublicIp(public_ip)) }
+        if can_be_a_node(public_ip) { Ok(public_ip) } else { Err(Reason::PublicIp(public_ip)) }
     }
 }
 
-fn can_be_a_node(ip: Ipv4Addr) -> bool {
-    !(ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || ip.is_broadcast())
+/// Both are of one family.
+fn overlap(one: IpNetwork, other: IpNetwork) -> bool {
+    one.contains(other.network()) || other.contains(one.network())
+}
+
+fn can_be_a_node(ip: IpAddr) -> bool {
+    let is_broadcast = ip == IpAddr::from([255; 4]);
+    !(ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || is_broadcast)
 }

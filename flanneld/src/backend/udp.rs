@@ -1,8 +1,11 @@
-//! Packets between nodes as plain UDP: every datagram is one bare IPv4 packet.
+//! Packets between nodes as plain UDP: every datagram is one bare packet.
 //!
 //! The kernel routes the whole network to a TUN device. What comes out of it is sent to the node
 //! that leases the destination, by the threads of the [`datapath`]; nothing is asked of the
 //! underlay and of the kernel but UDP and TUN. Here is what is decided; the modules below carry.
+//!
+//! IPv4 is as flannel has it. IPv6, which flannel's udp does not know, is carried over IPv6 by
+//! another device and other sockets, and only between nodes that say in their lease that they do.
 
 pub(crate) mod datapath;
 
@@ -26,7 +29,7 @@ mod socket;
 mod tun;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 
 use fabric::link_name::LinkName;
 use fabric::mtu::Mtu;
@@ -35,18 +38,31 @@ use fabric::netstate::{Address, Link, LinkKind, ROUTE_PROTOCOL, Route, RouteKey,
 use fabric::sysctl;
 use ipnetwork::IpNetwork;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use self::datapath::Forwarding;
 use super::peers::{This, admit};
-use super::{Backend, BackendError, Desired, Peer};
-use crate::external_interface::ExternalInterface;
-use crate::lease::LeaseKey;
+use super::{Backend, BackendError, Desired, Peer, Reason};
+use crate::external_interface::Underlay;
+use crate::family::Family;
 
-/// Outer IPv4 and UDP headers: 20 + 8 bytes.
-const OVERHEAD: u32 = 28;
+/// Outer IP and UDP headers: 20 + 8 bytes, with IPv6 20 more.
+const fn overhead(underlay: Family) -> u16 {
+    match underlay {
+        Family::V4 => 28,
+        Family::V6 => 48,
+    }
+}
+
+/// The TUN device: flannel's own name, and one that is ours.
+const fn device(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "flannel0",
+        Family::V6 => "flannel0-v6",
+    }
+}
+
 const DEFAULT_PORT: u16 = 8285;
-const DEVICE: &str = "flannel0";
 
 /// The backend, configured for this node.
 #[derive(Clone, Debug, PartialEq)]
@@ -54,8 +70,8 @@ pub(crate) struct Udp {
     network: IpNetwork,
     device: LinkName,
     mtu: Mtu,
-    public_ip: Ipv4Addr,
-    listen: SocketAddrV4,
+    public_ip: IpAddr,
+    listen: SocketAddr,
     /// Kernels without IPv6 do not have the parameter.
     has_ipv6: bool,
 }
@@ -67,11 +83,18 @@ struct Options {
     port: Option<i64>,
 }
 
+/// What a node that carries IPv6 publishes: the port where it listens over IPv6.
+#[derive(Deserialize)]
+struct PeerData {
+    #[serde(rename = "Port")]
+    port: u16,
+}
+
 impl Udp {
     pub(super) fn configure(
         options: &Value,
         network: IpNetwork,
-        interface: &ExternalInterface,
+        underlay: Underlay,
     ) -> Result<Self, BackendError> {
         let options: Options = match options {
             // A configuration without a backend means this one.
@@ -86,16 +109,39 @@ impl Udp {
                 expected: "0 to 65535",
             })?,
         };
-        let room = BackendError::Mtu { mtu: interface.mtu.get(), overhead: OVERHEAD };
+        let family = Family::of_network(network);
+        let (mtu, overhead) = (underlay.mtu.get(), overhead(family).into());
+        let inner = underlay.mtu.inside(overhead).ok_or(BackendError::Mtu { mtu, overhead })?;
+        if family == Family::V6 && inner.get() < Mtu::MIN_IPV6 {
+            return Err(BackendError::Ipv6Mtu { mtu, overhead });
+        }
         Ok(Self {
             network,
-            device: DEVICE.parse().expect("it is the name of a link"),
-            mtu: interface.mtu.inside(OVERHEAD).ok_or(room)?,
-            public_ip: interface.public_ip,
+            device: device(family).parse().expect("it is the name of a link"),
+            mtu: inner,
+            public_ip: underlay.public_ip,
             // The address of the interface: behind a NAT the host does not own the public one.
-            listen: SocketAddrV4::new(interface.ip, port),
+            listen: SocketAddr::new(underlay.ip, port),
             has_ipv6: sysctl::has_ipv6(),
         })
+    }
+
+    fn family(&self) -> Family {
+        Family::of_network(self.network)
+    }
+
+    /// Returns the port where a peer listens.
+    fn port_of(&self, peer: &Peer<'_>) -> Result<u16, Reason> {
+        match (self.family(), peer.data) {
+            // The same for all nodes, and in no lease.
+            (Family::V4, _) => Ok(self.listen.port()),
+            (Family::V6, None) => Err(Reason::NoIpv6OverUdp),
+            (Family::V6, Some(data)) => {
+                let data: PeerData = fabric::json::from_value(data.clone())
+                    .map_err(|error| Reason::BackendData(error.to_string()))?;
+                Ok(data.port)
+            }
+        }
     }
 
     fn sysctls(&self) -> BTreeMap<Sysctl, String> {
@@ -111,7 +157,11 @@ impl Udp {
 
 impl Backend for Udp {
     fn published(&self) -> (&'static str, Option<Value>) {
-        ("", None)
+        let data = match self.family() {
+            Family::V4 => None,
+            Family::V6 => Some(json!({ "Port": self.listen.port() })),
+        };
+        ("", data)
     }
 
     fn pod_mtu(&self) -> Mtu {
@@ -133,30 +183,22 @@ impl Backend for Udp {
         }
     }
 
-    fn desired(&self, own: &LeaseKey, peers: &[Peer<'_>]) -> Desired {
+    fn desired(&self, own: IpNetwork, peers: &[Peer<'_>]) -> Desired {
         let Self { network, device: link, public_ip, listen, .. } = *self;
         // The lease of this backend names no type.
         let this = This { network, own, public_ip, backend_type: "" };
-        let admitted = admit(this, peers, |_| Ok(()));
-        let mut desired = Desired { left_out: admitted.left_out, ..Desired::default() };
-        let peers = admitted.peers.iter().map(|(peer, ())| {
-            let address = SocketAddrV4::new(peer.attributes.public_ip, listen.port());
-            (peer.subnet.ipv4.into(), address.into())
-        });
-        let forwarding = Forwarding {
-            device: link,
-            listen: listen.into(),
-            own: own.ipv4.into(),
-            peers: peers.collect(),
-        };
+        let (admitted, left_out) = admit(this, peers, |peer| self.port_of(peer));
+        let peers = admitted.iter().map(|peer| (peer.subnet, (peer.public_ip, peer.found).into()));
+        let forwarding = Forwarding { device: link, listen, own, peers: peers.collect() };
+        let mut desired = Desired { left_out, forwarding: vec![forwarding], ..Desired::default() };
         let device = Link { mtu: Some(self.mtu), ..Link::up(LinkKind::Tun) };
         desired.state.links.insert(link, device);
-        let ip = IpNetwork::new(own.ipv4.network().into(), 32).expect("32 bits fit");
+        let ip = IpNetwork::from(own.network());
         desired.state.addresses.insert(Address { link, ip });
-        let route = Route { link, via: None, onlink: false, protocol: ROUTE_PROTOCOL };
+        let route =
+            Route { link, via: None, onlink: false, protocol: ROUTE_PROTOCOL, source: None };
         desired.state.routes.insert(RouteKey::main(network), route);
         desired.state.sysctls = self.sysctls();
-        desired.forwarding = Some(forwarding);
         desired
     }
 }

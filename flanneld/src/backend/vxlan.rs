@@ -5,7 +5,7 @@
 //! the base address (a route). Nothing is learned and nobody is asked.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use fabric::link_name::LinkName;
 use fabric::mac::MacAddr;
@@ -20,13 +20,19 @@ use ipnetwork::IpNetwork;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::peers::{This, admit};
+use super::peers::{Admitted, This, admit};
 use super::{Backend, BackendError, Desired, Peer, Reason};
-use crate::external_interface::ExternalInterface;
-use crate::lease::LeaseKey;
+use crate::external_interface::Underlay;
+use crate::family::Family;
 
-/// Outer IPv4, UDP, VXLAN and inner Ethernet headers: 20 + 8 + 8 + 14 bytes.
-const OVERHEAD: u32 = 50;
+/// Outer IP, UDP, VXLAN and inner Ethernet headers: 20 + 8 + 8 + 14 bytes, with IPv6 20 more.
+const fn overhead(underlay: Family) -> u32 {
+    match underlay {
+        Family::V4 => 50,
+        Family::V6 => 70,
+    }
+}
+
 /// What Linux takes when no port is given; older than the one assigned by IANA.
 const DEFAULT_PORT: u16 = 8472;
 
@@ -38,7 +44,7 @@ pub(crate) struct Vxlan {
     link: Link,
     mtu: Mtu,
     mac: MacAddr,
-    public_ip: Ipv4Addr,
+    public_ip: IpAddr,
     vni: Vni,
     /// Kernels without IPv6 do not have the parameter.
     has_ipv6: bool,
@@ -71,34 +77,40 @@ impl Vxlan {
     pub(super) fn configure(
         options: &Value,
         network: IpNetwork,
-        interface: &ExternalInterface,
+        underlay: Underlay,
         device_mac: impl FnOnce(LinkName) -> MacAddr,
     ) -> Result<Self, BackendError> {
         let options: Options = fabric::json::from_value(options.clone())?;
         if options.direct_routing {
             return Err(BackendError::DirectRouting);
         }
+        let family = Family::of_network(network);
         let vni = options.vni();
-        let vni = vni.ok_or(options.out_of_range("VNI", options.vni, "0 to 16777215"))?;
+        let vni_range = || options.out_of_range("VNI", options.vni, vni_range(family));
+        let vni = vni.ok_or_else(vni_range)?;
         let port = options.port();
         let port = port.ok_or(options.out_of_range("Port", options.port, "0 to 65535"))?;
-        let underlay = options.underlay_mtu(interface.mtu)?;
-        let room = BackendError::Mtu { mtu: underlay.get(), overhead: OVERHEAD };
-        let mtu = underlay.inside(OVERHEAD).ok_or(room)?;
-        let device = format!("flannel.{vni}").parse().expect("16 million is no long number");
+        let carried = options.underlay_mtu(underlay.mtu)?;
+        let overhead = overhead(family);
+        let room = BackendError::Mtu { mtu: carried.get(), overhead };
+        let mtu = carried.inside(overhead).ok_or(room)?;
+        if family == Family::V6 && mtu.get() < Mtu::MIN_IPV6 {
+            return Err(BackendError::Ipv6Mtu { mtu: carried.get(), overhead });
+        }
+        let device = device(family, vni).parse().map_err(|_| vni_range())?;
         let mac = device_mac(device);
         let kind = LinkKind::Vxlan(Tunnel {
             vni,
             port,
             // The address of the interface: behind a NAT the host does not own the public one.
-            local: Some(IpAddr::V4(interface.ip)),
-            underlay: Some(interface.name),
+            local: Some(underlay.ip),
+            underlay: Some(underlay.link),
             learning: options.learning,
             gbp: options.gbp,
         });
         let link = Link { mac: Some(mac), mtu: Some(mtu), ..Link::up(kind) };
         let has_ipv6 = sysctl::has_ipv6();
-        let public_ip = interface.public_ip;
+        let public_ip = underlay.public_ip;
         Ok(Self { network, device, link, mtu, mac, public_ip, vni, has_ipv6 })
     }
 
@@ -106,9 +118,9 @@ impl Vxlan {
     fn mac_of(
         &self,
         peer: &Peer<'_>,
-        taken: &BTreeMap<MacAddr, LeaseKey>,
+        taken: &BTreeMap<MacAddr, IpNetwork>,
     ) -> Result<MacAddr, Reason> {
-        let mac = decode_mac(peer.attributes.backend_data.as_ref()).map_err(Reason::BackendData)?;
+        let mac = decode_mac(peer.data).map_err(Reason::BackendData)?;
         if mac == self.mac {
             return Err(Reason::SameMac("this node".to_owned()));
         }
@@ -167,31 +179,32 @@ impl Backend for Vxlan {
     fn scope(&self, _peers: &[Peer<'_>]) -> Scope {
         Scope {
             links: BTreeSet::from([self.device]),
+            macs: BTreeSet::from([self.mac]),
             addresses: true,
             neighbours: true,
             fdb: true,
             routes: Routes::OnLinksAndMarked,
             networks: vec![self.network],
-            adopted: None,
             sysctls: self.sysctls().into_keys().collect(),
+            ..Scope::default()
         }
     }
 
-    fn desired(&self, own: &LeaseKey, peers: &[Peer<'_>]) -> Desired {
+    fn desired(&self, own: IpNetwork, peers: &[Peer<'_>]) -> Desired {
         let (network, public_ip) = (self.network, self.public_ip);
         let this = This { network, own, public_ip, backend_type: "vxlan" };
         let mut taken = BTreeMap::new();
-        let admitted = admit(this, peers, |peer| {
+        let (admitted, left_out) = admit(this, peers, |peer| {
             let mac = self.mac_of(peer, &taken)?;
-            taken.insert(mac, *peer.subnet);
+            taken.insert(mac, peer.subnet);
             Ok(mac)
         });
-        let mut desired = Desired { left_out: admitted.left_out, ..Desired::default() };
-        for (peer, mac) in &admitted.peers {
-            self.add_peer(peer, *mac, &mut desired.state);
+        let mut desired = Desired { left_out, ..Desired::default() };
+        for peer in &admitted {
+            self.add_peer(peer, &mut desired.state);
         }
         desired.state.links.insert(self.device, self.link.clone());
-        let ip = IpNetwork::new(own.ipv4.network().into(), 32).expect("32 bits fit");
+        let ip = IpNetwork::from(own.network());
         desired.state.addresses.insert(Address { link: self.device, ip });
         desired.state.sysctls = self.sysctls();
         desired
@@ -199,19 +212,41 @@ impl Backend for Vxlan {
 }
 
 impl Vxlan {
-    fn add_peer(&self, peer: &Peer<'_>, mac: MacAddr, state: &mut NetState) {
-        let link = self.device;
-        let gateway = IpAddr::V4(peer.subnet.ipv4.network());
+    fn add_peer(&self, peer: &Admitted<MacAddr>, state: &mut NetState) {
+        let Admitted { subnet, public_ip, found: mac } = *peer;
+        let (link, gateway) = (self.device, subnet.network());
         state.neighbours.insert((link, gateway), mac);
-        state.fdb.insert((link, mac), IpAddr::V4(peer.attributes.public_ip));
-        let route = Route { link, via: Some(gateway), onlink: true, protocol: ROUTE_PROTOCOL };
-        state.routes.insert(RouteKey::main(peer.subnet.subnet4()), route);
+        state.fdb.insert((link, mac), public_ip);
+        let route = Route {
+            link,
+            via: Some(gateway),
+            onlink: true,
+            protocol: ROUTE_PROTOCOL,
+            source: None,
+        };
+        state.routes.insert(RouteKey::main(subnet), route);
     }
 
     fn sysctls(&self) -> BTreeMap<Sysctl, String> {
         // What another node sends through the tunnel is no router advertisement for this one.
         let accept_ra = (Sysctl::ipv6(self.device, "accept_ra"), "0".to_owned());
         self.has_ipv6.then_some(accept_ra).into_iter().collect()
+    }
+}
+
+/// The name of the tunnel device, as flannel has it.
+fn device(family: Family, vni: Vni) -> String {
+    match family {
+        Family::V4 => format!("flannel.{vni}"),
+        Family::V6 => format!("flannel-v6.{vni}"),
+    }
+}
+
+/// The network identifiers with which [`device`] is not too long for the name of a link.
+const fn vni_range(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "0 to 9999999",
+        Family::V6 => "0 to 9999 with IPv6",
     }
 }
 

@@ -1,6 +1,6 @@
 //! `flanneld lease …`: what is asked for, and in which store.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::{Command, Options, Typed, UsageError};
 use crate::lease::LeaseKey;
@@ -23,7 +23,8 @@ pub(crate) enum Verb {
     List,
     Show(LeaseKey),
     Release(LeaseKey),
-    Reserve(LeaseKey, Ipv4Addr),
+    /// For the node with these public addresses.
+    Reserve(LeaseKey, Option<Ipv4Addr>, Option<Ipv6Addr>),
 }
 
 /// Reads what follows the word `lease`. Flags may stand before and after the subnet.
@@ -54,8 +55,8 @@ pub(super) fn parse(
 fn verb(verb: &str, subnet: Option<&str>, options: &Options) -> Result<Verb, UsageError> {
     let key = || {
         let text = subnet.ok_or_else(|| UsageError::Lease(format!("{verb} needs a subnet")))?;
-        let key = LeaseKey::parse(&text.replace('/', "-"));
-        key.ok_or_else(|| UsageError::Lease(format!("{text} is no subnet: want 10.5.52.0/24")))
+        LeaseKey::parse_plain(text)
+            .ok_or_else(|| UsageError::Lease(format!("{text} is no subnet: want 10.5.52.0/24")))
     };
     match verb {
         "list" => Ok(Verb::List),
@@ -63,12 +64,15 @@ fn verb(verb: &str, subnet: Option<&str>, options: &Options) -> Result<Verb, Usa
         "release" => key().map(Verb::Release),
         "reserve" => {
             let key = key()?;
-            let nobody = || UsageError::Lease("reserve needs --public-ip".to_owned());
-            let ip = options.interface.public_ip.ok_or_else(nobody)?;
-            if !key.is_network() {
-                return Err(UsageError::Lease(format!("{key} has host bits")));
+            let (ipv4, ipv6) = (options.interface.public_ip, options.interface.public_ipv6);
+            if ipv4.is_none() && ipv6.is_none() {
+                let nobody = "reserve needs --public-ip, or --public-ipv6 where there is no IPv4";
+                return Err(UsageError::Lease(nobody.to_owned()));
             }
-            Ok(Verb::Reserve(key, ip))
+            if !key.is_network() {
+                return Err(UsageError::Lease(format!("{} has host bits", key.to_plain())));
+            }
+            Ok(Verb::Reserve(key, ipv4, ipv6))
         }
         other => Err(UsageError::Lease(format!("{other} is not known"))),
     }

@@ -7,7 +7,7 @@ fn parse(json: &str) -> Result<NetworkConfig, ConfigError> {
 }
 
 fn ipv4(json: &str) -> Pool {
-    parse(json).unwrap().ipv4.unwrap()
+    parse(json).unwrap().pools.ipv4.unwrap()
 }
 
 #[test]
@@ -29,7 +29,7 @@ fn subnets_are_derived_from_the_network() {
         assert_eq!((pool.subnet_len, pool.min, pool.max), (len, ip(min), ip(max)), "{json}");
     }
     let json = r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fc00::/48"}"#;
-    let pool = parse(json).unwrap().ipv6.unwrap();
+    let pool = parse(json).unwrap().pools.ipv6.unwrap();
     assert_eq!(
         (pool.subnet_len, pool.min, pool.max),
         (64, ip("fc00:0:0:1::"), ip("fc00:0:0:ffff::"))
@@ -50,7 +50,7 @@ fn names_match_in_any_case_and_unknown_ones_are_ignored() {
     let json = r#"{"network":"10.3.0.0/16","SUBNETLEN":26,"enablenftables":true,"Fancy":1,
                    "backend":{"type":"VXLAN","vni":7}}"#;
     let config = parse(json).unwrap();
-    assert_eq!(config.ipv4.unwrap().subnet_len, 26);
+    assert_eq!(config.pools.ipv4.unwrap().subnet_len, 26);
     assert!(config.enable_nftables);
     assert_eq!(config.backend.kind, "vxlan");
 }

@@ -1,6 +1,9 @@
 //! Which subnet a node takes: a decision over what is listed in the store, without side effects.
 
+use ipnetwork::IpNetwork;
+
 use crate::config::Pool;
+use crate::family::{Family, PerFamily};
 
 use super::{Attributes, LeaseKey};
 
@@ -29,8 +32,8 @@ pub(crate) struct Entry {
 /// Who asks.
 #[derive(Clone, Debug)]
 pub(crate) struct Request {
-    /// The subnets to choose from.
-    pub(crate) pool: Pool,
+    /// The subnets to choose from; the lease has one of each.
+    pub(crate) pools: PerFamily<Pool>,
     /// The subnet that this node had before, if it knows.
     pub(crate) previous: Option<LeaseKey>,
     /// What the lease shall say. The public address is the node's identity.
@@ -63,16 +66,20 @@ pub(crate) enum Decision {
     Keep(Entry),
     /// This key carries our public address and was written by a node that is gone: take it over.
     TakeOver(Entry),
-    /// This key is ours, but no longer of the configured shape: remove it and decide again.
+    /// This key is ours, but only some of its subnets are, or can be, of the configured families:
+    /// keep those under this other key.
+    Move(Entry, LeaseKey),
+    /// This key is ours, but no longer of the configured shape, or what is left of a move: remove it
+    /// and decide again.
     Drop(Entry),
     /// This key may be ours or that of a living node: find out when it was last renewed.
     Ask(Entry),
     /// Another living node has our public address.
     Refuse(Entry),
-    /// Nobody has this subnet: create it.
+    /// Nobody has these subnets: create the key.
     Create(LeaseKey),
-    /// All subnets are held.
-    Exhausted,
+    /// All subnets of this family are held.
+    Exhausted(Family),
 }
 
 /// Whose a key is.
@@ -89,40 +96,77 @@ pub(crate) fn decide(
     request: &Request,
     memory: &Memory,
     entries: &[Entry],
-    draw: impl FnOnce(usize) -> usize,
+    draw: impl FnMut(usize) -> usize,
 ) -> Decision {
-    if let Some((standing, entry)) = own(request, memory, entries) {
-        let (key, entry) = (entry.listed.key, entry.clone());
-        return match standing {
-            Standing::Ours | Standing::OfTheDead if !fits(&request.pool, key) => {
-                Decision::Drop(entry)
+    let Some((standing, entry)) = own(request, memory, entries) else {
+        return choose(request, memory, None, entries, draw)
+            .map_or_else(Decision::Exhausted, Decision::Create);
+    };
+    match (standing, request.fit(entry.listed.key)) {
+        (Standing::Unclear, _) => Decision::Ask(entry.clone()),
+        (Standing::OfATwin, _) => Decision::Refuse(entry.clone()),
+        (_, Fit::None) => Decision::Drop(entry.clone()),
+        (Standing::OfTheDead, _) => Decision::TakeOver(entry.clone()),
+        (Standing::Ours, Fit::Part) => choose(request, memory, Some(entry), entries, draw)
+            .map_or_else(Decision::Exhausted, |key| Decision::Move(entry.clone(), key)),
+        (Standing::Ours, Fit::Whole) => {
+            let is_left = |other: &&Entry| is_left_of_a_move(request, memory, entry, other);
+            match entries.iter().find(is_left) {
+                Some(rest) => Decision::Drop(rest.clone()),
+                None => Decision::Keep(entry.clone()),
             }
-            Standing::Ours => Decision::Keep(entry),
-            Standing::OfTheDead => Decision::TakeOver(entry),
-            Standing::Unclear => Decision::Ask(entry),
-            Standing::OfATwin => Decision::Refuse(entry),
-        };
-    }
-    let is_free = |key: &LeaseKey| !entries.iter().any(|other| other.listed.key.overlaps(key));
-    let held = memory.held.as_ref().map(|held| held.listed.key);
-    let wanted = [request.previous, memory.tried, held].into_iter().flatten();
-    let mut wanted = wanted.filter(|key| fits(&request.pool, *key) && is_free(key));
-    if let Some(key) = wanted.next() {
-        return Decision::Create(key);
-    }
-    let subnets = request.pool.subnets().filter_map(|subnet| match subnet {
-        ipnetwork::IpNetwork::V4(ipv4) => Some(LeaseKey::v4(ipv4)),
-        ipnetwork::IpNetwork::V6(_) => None,
-    });
-    let candidates: Vec<_> = subnets.filter(is_free).take(CANDIDATES_MAX).collect();
-    match candidates.get(draw(candidates.len().max(1)) % candidates.len().max(1)) {
-        Some(key) => Decision::Create(*key),
-        None => Decision::Exhausted,
+        }
     }
 }
 
-/// The key to hold: one that is surely ours before one that has to be looked into, what we had
-/// before what we are given, a reservation before a lease, then the first in the order of keys.
+/// A store that cannot write and delete in one step may have done the one without the other.
+fn is_left_of_a_move(request: &Request, memory: &Memory, now: &Entry, other: &Entry) -> bool {
+    let key = other.listed.key;
+    key.overlaps(&now.listed.key)
+        && request.fit(key) != Fit::Whole
+        && standing(request, memory, other) == Some(Standing::Ours)
+}
+
+/// Chooses a subnet of each family: that of the key to move, then one that we had, then a free one.
+/// Names the family that has none.
+fn choose(
+    request: &Request,
+    memory: &Memory,
+    from: Option<&Entry>,
+    entries: &[Entry],
+    mut draw: impl FnMut(usize) -> usize,
+) -> Result<LeaseKey, Family> {
+    let moved = from.map(|entry| entry.listed.key);
+    let held = memory.held.as_ref().map(|held| held.listed.key);
+    let wanted = [moved, request.previous, memory.tried, held];
+    let others = || entries.iter().map(|other| other.listed.key).filter(|key| Some(*key) != moved);
+    let subnets = PerFamily::try_from_fn(|family| {
+        let Some(pool) = request.pools.get(family) else { return Ok(None) };
+        let is_free =
+            |subnet: &IpNetwork| !others().any(|key| overlap(key.subnet(family), *subnet));
+        let wanted = wanted.iter().flatten().filter_map(|key| key.subnet(family));
+        let mut wanted = wanted.filter(|subnet| pool.offers(*subnet) && is_free(subnet));
+        if let Some(subnet) = wanted.next() {
+            return Ok(Some(subnet));
+        }
+        let candidates: Vec<_> = pool.subnets().filter(is_free).take(CANDIDATES_MAX).collect();
+        let count = candidates.len().max(1);
+        candidates.get(draw(count) % count).map(|subnet| Some(*subnet)).ok_or(family)
+    })?;
+    Ok(LeaseKey::new(subnets).expect("a configuration has at least one family"))
+}
+
+fn overlap(one: Option<IpNetwork>, other: IpNetwork) -> bool {
+    match (one, other) {
+        (Some(IpNetwork::V4(one)), IpNetwork::V4(other)) => one.overlaps(other),
+        (Some(IpNetwork::V6(one)), IpNetwork::V6(other)) => one.overlaps(other),
+        _ => false,
+    }
+}
+
+/// The key to hold: one that is surely ours before one that has to be looked into, one that can stay
+/// as it is before others, what we had before what we are given, a reservation before a lease, then
+/// the first in the order of keys.
 fn own<'a>(
     request: &Request,
     memory: &Memory,
@@ -131,7 +175,8 @@ fn own<'a>(
     let standing = |entry| Some((standing(request, memory, entry)?, entry));
     entries.iter().filter_map(standing).min_by_key(|(standing, entry)| {
         let key = entry.listed.key;
-        (*standing, request.previous != Some(key), entry.lease != 0, key)
+        let had = request.previous == Some(key);
+        (*standing, request.fit(key), !had, entry.lease != 0, key)
     })
 }
 
@@ -141,13 +186,18 @@ fn standing(request: &Request, memory: &Memory, entry: &Entry) -> Option<Standin
     if memory.held.as_ref() == Some(entry) {
         return Some(Standing::Ours);
     }
-    if entry.lease == 0 && !fits(&request.pool, key) {
+    // What an administrator wrote may be added to, but nothing is taken from it.
+    if entry.lease == 0 && !request.has_all_on_offer(key) {
         return None;
     }
     let attributes = entry.listed.attributes.as_ref()?;
-    let mark = attributes.backend_data.as_ref();
-    let has_our_mark = mark.is_some() && mark == request.attributes.backend_data.as_ref();
-    let has_our_address = attributes.public_ip == request.attributes.public_ip;
+    let data = |family| attributes.data(family);
+    let mark = Family::ALL.into_iter().find_map(data);
+    // IPv6 may have been switched on since.
+    let both = |family| data(family).zip(request.attributes.data(family));
+    let both = Family::ALL.into_iter().find_map(both);
+    let has_our_mark = both.is_some_and(|(theirs, ours)| theirs == ours);
+    let has_our_address = attributes.is_same_node(&request.attributes);
     let verdict =
         memory.verdict.filter(|verdict| (verdict.key, verdict.revision) == (key, entry.revision));
     match (has_our_address, verdict.map(|verdict| verdict.alive)) {
@@ -173,8 +223,35 @@ fn standing(request: &Request, memory: &Memory, entry: &Entry) -> Option<Standin
     }
 }
 
-fn fits(pool: &Pool, key: LeaseKey) -> bool {
-    key.ipv6.is_none() && pool.offers(key.subnet4())
+/// How much of a key is what the configuration wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Fit {
+    /// Everything, and nothing else.
+    Whole,
+    /// A subnet at least.
+    Part,
+    None,
+}
+
+impl Request {
+    /// How much of a key can stay.
+    pub(crate) fn fit(&self, key: LeaseKey) -> Fit {
+        let is_whole = Family::ALL
+            .into_iter()
+            .all(|family| self.pools.get(family).is_some() == key.subnet(family).is_some());
+        if is_whole && self.has_all_on_offer(key) {
+            return Fit::Whole;
+        }
+        if key.subnets().any(|subnet| self.offers(subnet)) { Fit::Part } else { Fit::None }
+    }
+
+    fn has_all_on_offer(&self, key: LeaseKey) -> bool {
+        key.subnets().all(|subnet| self.offers(subnet))
+    }
+
+    fn offers(&self, subnet: IpNetwork) -> bool {
+        self.pools.get(Family::of_network(subnet)).is_some_and(|pool| pool.offers(subnet))
+    }
 }
 
 #[cfg(test)]

@@ -1,9 +1,10 @@
 //! Gets a lease and keeps it: a state machine without clock, randomness or store.
 //!
 //! ```text
-//! list ─▶ decide ─┬─▶ (grant) ─▶ write, guarded ─┐
-//!   ▲             └─▶ it is there already ───────┴─▶ renew ─▶ read ─▶ confirmed ─▶ wait ─┐
-//!   └──────── anything unexpected, or a doubt ◀───────────────────┴────────────◀─────────┘
+//! list ─▶ decide ─┬─▶ write, guarded ─────────┐
+//!   ▲             ├─▶ it is there already ────┴─▶ renew ─▶ read ─▶ confirmed ─▶ wait ─┐
+//!   ├─◀─ grant ◀──┘                                         │                         │
+//!   └──────── anything unexpected, or a doubt ◀─────────────┴────────────◀────────────┘
 //! ```
 //!
 //! Whoever drives it performs [`Keeper::step`] on the store and hands back what came of it. Silence
@@ -15,8 +16,9 @@
 
 use std::time::Duration;
 
-use super::acquire::{Decision, Entry, Listed, Memory, Request, Verdict, decide};
+use super::acquire::{Decision, Entry, Fit, Listed, Memory, Request, Verdict, decide};
 use super::{Attributes, Lease, LeaseKey};
+use crate::family::Family;
 
 mod notice;
 mod phase;
@@ -25,7 +27,7 @@ mod step;
 use notice::Holder;
 pub(crate) use notice::{Notice, summary};
 use phase::{Held, Phase, Target, Then};
-pub(crate) use step::{Answer, Put, Renewable, Step, Time, Timing};
+pub(crate) use step::{Answer, Guard, Listing, Put, Renewable, Step, Time, Timing};
 
 /// The granularity in which stores tell ages, rounded up generously.
 const SLACK: Duration = Duration::from_secs(2);
@@ -63,6 +65,8 @@ pub(crate) struct Keeper {
     served: Option<Lease>,
     pause: Duration,
     listed: Option<Time>,
+    /// The revision of the store at the last list.
+    revision: i64,
     trouble: Option<Notice>,
     notices: Vec<Notice>,
 }
@@ -86,6 +90,7 @@ impl Keeper {
             served: None,
             pause: PAUSE_MIN,
             listed: None,
+            revision: 0,
             trouble: None,
             notices: Vec::new(),
         }
@@ -118,8 +123,8 @@ impl Keeper {
             Phase::Waiting { until, .. } => Step::Wait(*until),
             Phase::Listing => Step::List,
             Phase::Looking(entry) => Step::Ages(vec![entry.into()]),
-            Phase::Counting(entries) => Step::Ages(entries.iter().map(Into::into).collect()),
-            Phase::Granting(_) => Step::Grant,
+            Phase::Counting(_, entries) => Step::Ages(entries.iter().map(Into::into).collect()),
+            Phase::Granting => Step::Grant,
             Phase::Writing(target) => Step::Put(self.put(target)),
             Phase::Deleting(entry) => {
                 Step::Delete { key: entry.listed.key, revision: entry.revision }
@@ -142,14 +147,16 @@ impl Keeper {
     }
 
     fn put(&self, target: &Target) -> Put {
-        let attributes = self.request.attributes.clone();
         let granted = self.granted.unwrap_or_default();
-        let (guard, lease) = match target {
-            Target::Create(_) => (None, granted),
-            Target::TakeOver(entry) => (Some(entry.revision), granted),
-            Target::Update(entry) => (Some(entry.revision), entry.lease),
+        let free = Guard::Free { since: self.revision };
+        let (guard, lease, replaces) = match target {
+            Target::Create(_) => (free, granted, None),
+            Target::TakeOver(entry) => (Guard::At(entry.revision), granted, None),
+            Target::Update(entry) => (Guard::At(entry.revision), entry.lease, None),
+            Target::Move(from, _) => (free, from.lease, Some((from.listed.key, from.revision))),
         };
-        Put { key: target.key(), attributes, guard, lease }
+        let attributes = self.request.attributes.clone();
+        Put { key: target.key(), attributes, guard, lease, replaces }
     }
 
     fn restore(&self, before: &Entry) -> Put {
@@ -157,8 +164,9 @@ impl Keeper {
         Put {
             key: before.listed.key,
             attributes: attributes.unwrap_or_else(|| self.request.attributes.clone()),
-            guard: Some(self.held.as_ref().map_or(-1, |held| held.entry.revision)),
+            guard: Guard::At(self.held.as_ref().map_or(-1, |held| held.entry.revision)),
             lease: before.lease,
+            replaces: None,
         }
     }
 
@@ -183,7 +191,7 @@ impl Keeper {
         &mut self,
         (asked, now): (Time, Time),
         answer: Answer,
-        draw: impl FnOnce(usize) -> usize,
+        draw: impl FnMut(usize) -> usize,
     ) {
         let phase = std::mem::replace(&mut self.phase, Phase::Listing);
         self.phase = match (phase, answer) {
@@ -192,14 +200,18 @@ impl Keeper {
                 Then::Renew => Phase::Renewing,
             },
             (phase, Answer::Silence) => self.silence(&phase, now),
-            (Phase::Listing, Answer::Listed(entries)) => self.judge(entries, now, draw),
+            (Phase::Listing, Answer::Listed(listing)) => self.judge(listing, now, draw),
             (Phase::Looking(entry), Answer::Ages(ages)) => {
                 self.looked(&entry, ages.first().copied().flatten(), (asked, now))
             }
-            (Phase::Counting(entries), Answer::Ages(ages)) => self.counted(&entries, &ages, now),
-            (Phase::Granting(target), Answer::Granted(lease)) => {
+            (Phase::Counting(family, entries), Answer::Ages(ages)) => {
+                self.counted(family, &entries, &ages, now)
+            }
+            (Phase::Granting, Answer::Granted(lease)) => {
+                // The list that a write is decided on is of a store that knows what it ends with,
+                // and not of one that was lost in the meantime with all its revisions.
                 self.granted = Some(lease);
-                Phase::Writing(target)
+                Phase::Listing
             }
             (Phase::Writing(target), answer) => self.wrote(target, &answer, now),
             (Phase::Revoking(_), _) => {
@@ -248,13 +260,9 @@ impl Keeper {
         Phase::Waiting { until, then }
     }
 
-    fn judge(
-        &mut self,
-        entries: Vec<Entry>,
-        now: Time,
-        draw: impl FnOnce(usize) -> usize,
-    ) -> Phase {
-        self.listed = Some(now);
+    fn judge(&mut self, listing: Listing, now: Time, draw: impl FnMut(usize) -> usize) -> Phase {
+        let Listing { entries, revision } = listing;
+        (self.listed, self.revision) = (Some(now), revision);
         if let Some(attributes) = self.publishing.take() {
             self.request.attributes = attributes;
         }
@@ -283,10 +291,11 @@ impl Keeper {
                 self.write(Target::TakeOver(entry))
             }
             Decision::Create(key) => self.write(Target::Create(key)),
+            Decision::Move(from, key) => Phase::Writing(Target::Move(from, key)),
             Decision::Drop(entry) => Phase::Deleting(entry),
             Decision::Ask(entry) => Phase::Looking(entry),
             Decision::Refuse(entry) => self.refuse(entry, now),
-            Decision::Exhausted => Phase::Counting(entries),
+            Decision::Exhausted(family) => Phase::Counting(family, entries),
         }
     }
 
@@ -314,7 +323,7 @@ impl Keeper {
     fn write(&self, target: Target) -> Phase {
         match self.granted {
             Some(_) => Phase::Writing(target),
-            None => Phase::Granting(target),
+            None => Phase::Granting,
         }
     }
 
@@ -350,7 +359,7 @@ impl Keeper {
             return Phase::Listing;
         };
         let put = self.put(&target);
-        if !matches!(target, Target::Update(_)) {
+        if matches!(target, Target::Create(_) | Target::TakeOver(_)) {
             (self.granted, self.memory.tried) = (None, None);
         }
         let listed = Listed { key: put.key, attributes: Some(put.attributes) };
@@ -384,11 +393,19 @@ impl Keeper {
         self.wait_and_list(now + self.timing.heartbeat)
     }
 
-    fn counted(&mut self, entries: &[Entry], ages: &[Option<Duration>], now: Time) -> Phase {
+    fn counted(
+        &mut self,
+        family: Family,
+        entries: &[Entry],
+        ages: &[Option<Duration>],
+        now: Time,
+    ) -> Phase {
         self.doubtful();
+        let Some(pool) = self.request.pools.get(family) else { return Phase::Listing };
+        let network = pool.network;
         let holders = entries.iter().zip(ages).map(|(entry, age)| Holder::new(entry, *age));
         let holders = holders.collect();
-        self.report(Notice::Exhausted { network: self.request.pool.network, holders });
+        self.report(Notice::Exhausted { network, holders });
         self.wait_and_list(now + EXHAUSTED_PAUSE)
     }
 
@@ -418,6 +435,10 @@ impl Keeper {
         held.expires = left.map(|left| asked + left);
         held.confirmed = Some(asked + self.timing.alive_for);
         let listed = held.entry.listed.clone();
+        // Taken over from a time when other families were configured.
+        if self.request.fit(listed.key) != Fit::Whole {
+            return Phase::Listing;
+        }
         let wanted = self.publishing.as_ref().unwrap_or(&self.request.attributes);
         let is_current = listed.attributes.as_ref() == Some(wanted);
         let lease = Lease {

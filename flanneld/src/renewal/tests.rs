@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use super::*;
 use crate::config::NetworkConfig;
 use crate::lease::acquire::{Entry, Listed};
+use crate::lease::keeper::Listing;
 use crate::lease::table::LeaseUpdate;
 
 const MARGIN: Duration = Duration::from_secs(60 * 60);
@@ -38,7 +39,10 @@ impl LeaseStore for Script {
         }
         let entry = self.entry.borrow().clone();
         let (name, answer) = match step {
-            Step::List => ("list", Answer::Listed(entry.into_iter().collect())),
+            Step::List => (
+                "list",
+                Answer::Listed(Listing { entries: entry.into_iter().collect(), revision: 5 }),
+            ),
             Step::Grant => ("grant", Answer::Granted(7)),
             Step::KeepAlive { .. } => ("renew", Answer::KeptAlive(entry.map(|_| LEASE_TTL))),
             Step::Read(_) => ("read", Answer::Read(entry)),
@@ -69,7 +73,7 @@ fn entry(key: LeaseKey) -> Entry {
 fn request() -> Request {
     let json = br#"{"Network":"10.3.0.0/16","Backend":{"Type":"vxlan"}}"#;
     Request {
-        pool: NetworkConfig::parse(json).unwrap().ipv4.unwrap(),
+        pools: NetworkConfig::parse(json).unwrap().pools,
         previous: Some(key("10.3.5.0-24")),
         attributes: Attributes {
             public_ip: [198, 51, 100, 1].into(),
@@ -105,8 +109,8 @@ async fn a_lease_is_made_once_and_renewed_without_writing() {
     let store = Script::holding(None);
     keep_while(&store, async |_doubt| sleep_secs(60).await).await;
     let asked = store.asked.take();
-    assert_eq!(asked[..5], ["list", "grant", "put", "renew", "read"]);
-    assert!(asked[5..].iter().all(|asked| ["renew", "read"].contains(asked)), "{asked:?}");
+    assert_eq!(asked[..5], ["list", "grant", "list", "put", "renew"]);
+    assert!(asked[4..].iter().all(|asked| ["renew", "read"].contains(asked)), "{asked:?}");
     let renewals = asked.iter().filter(|asked| **asked == "renew").count();
     assert!((5..=7).contains(&renewals), "{renewals}");
 }

@@ -22,7 +22,7 @@ use tracing::warn;
 use super::{Decoder, LEASE_TTL, LeaseStore, StoreError};
 use crate::errors::chain;
 use crate::lease::acquire::Entry;
-use crate::lease::keeper::{Answer, Put, Renewable, Step};
+use crate::lease::keeper::{Answer, Guard, Listing, Put, Renewable, Step};
 use crate::lease::table::LeaseUpdate;
 use crate::lease::{LeaseKey, wire};
 
@@ -127,13 +127,35 @@ impl DirectoryStore {
 
     fn put(&self, put: &Put) -> Result<Answer, StoreError> {
         let _lock = self.lock()?;
-        let revision_now = self.entry(&put.key)?.map(|entry| entry.revision);
-        if revision_now != put.guard {
+        if !self.is_as_guarded(put)? {
             return Ok(Answer::Written(None));
         }
         let (value, reserved) = (wire::encode(&put.attributes), put.lease == 0);
         self.write(&put.key, &value, reserved)?;
+        if let Some((replaced, _)) = put.replaces {
+            let path = self.file(&replaced);
+            fs::remove_file(&path).map_err(failed("remove", &path))?;
+        }
         Ok(Answer::Written(Some(revision(&value, reserved))))
+    }
+
+    fn is_as_guarded(&self, put: &Put) -> Result<bool, StoreError> {
+        let is_at = |key, revision| -> Result<bool, StoreError> {
+            Ok(self.entry(key)?.is_some_and(|entry| entry.revision == revision))
+        };
+        if let Some((replaced, revision)) = &put.replaces
+            && !is_at(replaced, *revision)?
+        {
+            return Ok(false);
+        }
+        match put.guard {
+            Guard::At(revision) => is_at(&put.key, revision),
+            Guard::Free { .. } => {
+                let replaced = put.replaces.map(|(key, _)| key);
+                let keys = self.list()?.into_iter().map(|entry| entry.listed.key);
+                Ok(!keys.filter(|key| Some(*key) != replaced).any(|key| key.overlaps(&put.key)))
+            }
+        }
     }
 
     fn delete(&self, key: &LeaseKey, revision: i64) -> Result<Answer, StoreError> {
@@ -187,7 +209,7 @@ impl LeaseStore for DirectoryStore {
     async fn perform(&self, step: &Step) -> Result<Answer, StoreError> {
         match step {
             Step::Wait(_) => Ok(Answer::Waited),
-            Step::List => Ok(Answer::Listed(self.list()?)),
+            Step::List => Ok(Answer::Listed(Listing { entries: self.list()?, revision: 0 })),
             // A file ends by its age, and needs nothing that could be granted or revoked.
             Step::Grant => Ok(Answer::Granted(1)),
             Step::Revoke(_) => Ok(Answer::Revoked),

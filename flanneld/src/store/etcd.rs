@@ -23,7 +23,7 @@ use crate::cli::EtcdOptions;
 use crate::errors::chain;
 use crate::lease::acquire::{Entry, Listed};
 use crate::lease::follow::{Follow, Source};
-use crate::lease::keeper::{Answer, Put, Step};
+use crate::lease::keeper::{Answer, Guard, Listing, Put, Step};
 use crate::lease::table::LeaseUpdate;
 use crate::lease::{Lease, LeaseKey, wire};
 
@@ -41,11 +41,6 @@ pub(crate) struct EtcdStore {
     connection: Connection,
     prefix: String,
     decoder: RefCell<Decoder>,
-}
-
-struct Listing {
-    entries: Vec<Entry>,
-    revision: i64,
 }
 
 impl EtcdStore {
@@ -108,17 +103,16 @@ impl EtcdStore {
 
     async fn put(&self, put: &Put) -> Result<Answer, StoreError> {
         let key = self.key(&put.key);
-        let guard = match put.guard {
-            Some(revision) => Compare::mod_revision(key.clone(), CompareOp::Equal, revision),
-            // No key of the same IPv4 subnet either, whatever its IPv6 subnet.
-            None => {
-                let start = self.key(&LeaseKey::v4(put.key.ipv4));
-                Compare::version(start, CompareOp::Equal, 0).with_prefix()
-            }
-        };
+        let mut guards = self.guards(put);
         let options = PutOptions::new().with_lease(put.lease);
-        let op = TxnOp::put(key.clone(), wire::encode(&put.attributes), Some(options));
-        let txn = Txn::new().when([guard]).and_then([op]);
+        let mut ops = vec![TxnOp::put(key.clone(), wire::encode(&put.attributes), Some(options))];
+        if let Some((replaced, revision)) = &put.replaces {
+            let replaced = self.key(replaced);
+            guards.push(Compare::mod_revision(replaced.clone(), CompareOp::Equal, *revision));
+            // First, so that who follows the changes one by one ends with what was written.
+            ops.insert(0, TxnOp::delete(replaced, None));
+        }
+        let txn = Txn::new().when(guards).and_then(ops);
         let attempt = format!("write {key}");
         let written = self
             .connection
@@ -137,6 +131,27 @@ impl EtcdStore {
         let Some(written) = written else { return Ok(Answer::NoSuchLease) };
         let revision = written.header().map(|header| header.revision());
         Ok(Answer::Written(revision.filter(|_| written.succeeded())))
+    }
+
+    /// What etcd shall see to when it writes.
+    fn guards(&self, put: &Put) -> Vec<Compare> {
+        let since = match put.guard {
+            Guard::At(revision) => {
+                return vec![Compare::mod_revision(self.key(&put.key), CompareOp::Equal, revision)];
+            }
+            Guard::Free { since } => since,
+        };
+        let mut guards = vec![Compare::version(self.key(&put.key), CompareOp::Equal, 0)];
+        if put.key.ipv6().is_some() {
+            // A key begins with its IPv4 subnet; whether the IPv6 one is free etcd cannot see.
+            let before = Compare::mod_revision(self.subnets(), CompareOp::Less, since + 1);
+            guards.push(before.with_prefix());
+        } else if let Some(ipv4) = put.key.ipv4().filter(|_| put.replaces.is_none()) {
+            // No key of the same IPv4 subnet either, whatever its IPv6 subnet.
+            let same = Compare::version(self.key(&LeaseKey::v4(ipv4)), CompareOp::Equal, 0);
+            guards.push(same.with_prefix());
+        }
+        guards
     }
 
     async fn delete(&self, key: &LeaseKey, revision: i64) -> Result<bool, StoreError> {
@@ -292,7 +307,7 @@ impl LeaseStore for EtcdStore {
     async fn perform(&self, step: &Step) -> Result<Answer, StoreError> {
         Ok(match step {
             Step::Wait(_) => Answer::Waited,
-            Step::List => Answer::Listed(self.list().await?.entries),
+            Step::List => Answer::Listed(self.list().await?),
             Step::Grant => Answer::Granted(self.grant().await?),
             Step::Put(put) => self.put(put).await?,
             Step::Delete { key, revision } => {
@@ -310,6 +325,10 @@ impl LeaseStore for EtcdStore {
                 Answer::Ages(ages.buffered(QUESTIONS).try_collect().await?)
             }
         })
+    }
+
+    fn reconnect(&self) {
+        self.connection.abandon();
     }
 
     async fn watch(&self, updates: mpsc::Sender<LeaseUpdate>, relist: &Notify) {
@@ -333,6 +352,7 @@ impl LeaseStore for EtcdStore {
                 },
                 Source::Changes { from } => tokio::select! {
                     () = self.follow(&mut follow, from, &updates) => {}
+                    () = self.connection.abandoned() => continue,
                     () = relist.notified() => {
                         follow.restart();
                         continue;

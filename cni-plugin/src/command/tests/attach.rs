@@ -166,8 +166,11 @@ fn what_is_not_supported_is_refused_before_anything_is_touched() {
     sandboxed(|| {
         node();
         let one = Container::new("one");
-        let failure = one.add(&stock_with(&[("vlan", json!(5))])).unwrap_err();
-        assert_eq!(code_and_text(&failure), (2, "unsupported field: vlan is 5"));
+        let mut conf = stock();
+        conf["ipam"] = json!({"routes": [{"dst": "10.0.0.0/8", "scope": 254}]});
+        let failure = one.add(&conf).unwrap_err();
+        let expected = "unsupported field: ipam.routes[0].scope is 254";
+        assert_eq!(code_and_text(&failure), (2, expected));
         assert!(!Path::new("/var/lib/cni").exists());
         assert!(!Path::new("/sys/class/net/cni0").exists());
     });

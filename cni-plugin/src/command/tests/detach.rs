@@ -15,6 +15,7 @@ use crate::bridge::Bridge;
 use crate::command::del;
 use crate::delegate;
 use crate::invocation::{Attachment, Id};
+use crate::ipam::{self, source::Source};
 use crate::netconf::NetConf;
 use crate::result::Ip;
 
@@ -92,9 +93,8 @@ fn whatever_a_killed_add_did_is_undone() {
         let subnet_file = SubnetFile::parse(&subnet_file).unwrap();
         let delegate = delegate::configuration(&conf, &subnet_file).unwrap();
         let bridge = Bridge::new(&delegate, "").unwrap();
-        let given = bridge.ipam.as_ref().unwrap().take(&attachment, true).unwrap();
-        let ips: Vec<Ip> = given.addresses.ips.clone();
-        drop(given);
+        let Some(Source::HostLocal(ipam)) = &bridge.ipam else { panic!("not host-local") };
+        let ips: Vec<Ip> = ipam::allocate(ipam, &attachment, true).unwrap().ips;
         let desired = attachment::desired(&attachment, Path::new(&netns), &bridge, &ips, &[]);
         let mut socket = Socket::open().unwrap();
         for count in 0.. {

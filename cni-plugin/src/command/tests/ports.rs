@@ -9,6 +9,8 @@ use flannel_tests::sandbox::sandboxed;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::invocation::{Attachment, Id};
+use crate::{masquerade, portmap};
 
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -231,5 +233,91 @@ fn ports_of_the_go_plugin_go_with_their_container() {
         let rules = sh("nft list ruleset");
         assert_eq!(rules.matches("dport").count(), 1, "{rules}");
         assert!(rules.contains("comment \"two\""), "{rules}");
+    });
+}
+
+/// The rules of one table, without counters and remarks.
+fn saved(program: &str) -> String {
+    let text = sh(program);
+    text.lines().filter(|line| line.starts_with("-A")).map(|line| format!("{line}\n")).collect()
+}
+
+#[test]
+fn ports_and_masquerading_are_in_iptables_by_name() {
+    sandboxed(|| {
+        write_subnet_file(&SUBNET_FILE.replace("IPMASQ=true", "IPMASQ=false"));
+        let (one, two, client) = (Container::new("one"), Container::new("two"), client());
+        let mut conf = native();
+        conf["delegate"]["backend"] = json!("iptables");
+        conf["delegate"]["ipMasqBackend"] = json!("iptables");
+        let result = one.add(&conf).unwrap();
+        let mut other = conf.clone();
+        other["runtimeConfig"] = json!({"portMappings": [
+            {"HostPort": 9090, "ContainerPort": 80, "Protocol": "tcp", "HostIP": ""},
+        ]});
+        two.add(&other).unwrap();
+        serve(&one);
+        let seen = |address| ask_from(&client, address);
+        assert_eq!(seen("192.168.9.1:8080").as_deref(), Some("192.168.9.2"));
+        assert_eq!(seen("192.168.9.1:8081").as_deref(), Some("192.168.9.2"));
+        assert_eq!(seen("10.1.2.1:8081"), None, "only on the address that was said");
+        assert_eq!(ask("127.0.0.1:8080").as_deref(), Some("10.1.2.1"), "the node itself");
+        let from = |container, address| ask_from(&namespace(container), address);
+        assert_eq!(from(&one, "192.168.9.1:8080").as_deref(), Some("10.1.2.1"), "itself");
+        assert!(sh("nft list tables").lines().all(|table| !table.contains("cni_")));
+
+        // What is read back is what was desired: nothing is missing, nothing is there twice.
+        one.check(&conf, &result).unwrap();
+        let rules = saved("iptables-save -t nat");
+        assert_eq!(rules.matches("--dports 8080,8081 ").count(), 1, "{rules}");
+        assert_eq!(rules.matches("-d 10.1.2.0/24 ").count(), 2, "{rules}");
+        sh("iptables -t nat -D CNI-HOSTPORT-DNAT 1");
+        let broken = one.check(&conf, &result).unwrap_err();
+        let details = broken["details"].as_str().unwrap();
+        assert!(details.contains("iptables -t nat -A CNI-HOSTPORT-DNAT -p tcp"), "{details}");
+
+        one.del(&conf).unwrap();
+        let rules = saved("iptables-save -t nat");
+        assert!(!rules.contains("8080") && !rules.contains(r#"\"one\""#), "{rules}");
+        assert!(rules.contains(r#"\"two\""#), "{rules}");
+        let mut gc = conf.clone();
+        gc["cni.dev/valid-attachments"] = json!([]);
+        call("GC", "", "", &gc).unwrap();
+        let rules = saved("iptables-save -t nat");
+        assert!(!rules.contains("CNI-DN-") && !rules.contains(r#"\"two\""#), "{rules}");
+        assert_eq!(remains(), "");
+    });
+}
+
+#[test]
+fn rules_of_the_go_plugins_in_iptables_go_with_their_container() {
+    sandboxed(|| {
+        node();
+        let attachment = Attachment {
+            network: Id::new("cbr0").unwrap(),
+            container: Id::new("one").unwrap(),
+            if_name: "eth0".parse().unwrap(),
+        };
+        let ports = portmap::iptables::chain_of(&attachment);
+        let name = masquerade::iptables::chain_of(&attachment);
+        for variant in ["nft", "legacy"] {
+            let one = Container::new("one");
+            one.add(&native()).unwrap();
+            let iptables = |arguments: &str| sh(&format!("iptables-{variant} -t nat {arguments}"));
+            for chain in [ports.as_str(), name.as_str(), "CNI-HOSTPORT-DNAT", "CNI-DN-other"] {
+                iptables(&format!("-N {chain}"));
+            }
+            iptables(&format!("-A {ports} -p tcp --dport 99 -j DNAT --to-destination 10.1.2.9:99"));
+            iptables(&format!("-A CNI-HOSTPORT-DNAT -p tcp --dport 99 -j {ports}"));
+            iptables("-A CNI-HOSTPORT-DNAT -p tcp --dport 98 -j CNI-DN-other");
+            iptables("-A PREROUTING -j CNI-HOSTPORT-DNAT");
+            iptables(&format!("-A {name} -j MASQUERADE"));
+            iptables(&format!("-A POSTROUTING -s 10.1.2.2/32 -j {name}"));
+            one.del(&native()).unwrap();
+            let expected = "-A PREROUTING -j CNI-HOSTPORT-DNAT\n\
+                            -A CNI-HOSTPORT-DNAT -p tcp -m tcp --dport 98 -j CNI-DN-other\n";
+            assert_eq!(saved(&format!("iptables-{variant}-save -t nat")), expected, "{variant}");
+            sh("ip netns del one");
+        }
     });
 }

@@ -1,7 +1,7 @@
 //! From the device to the underlay.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
@@ -11,9 +11,11 @@ use super::counters::Drop;
 use super::icmp::{self, ANSWER_MAX, Limit, Message};
 use super::lane::Lane;
 use super::offload::{Cut, VNET_HEADER, VnetHeader, complete_checksum};
+use super::overhead;
 use super::packet::{Packet, decrement_ttl};
 use super::routing::View;
 use super::socket::{Sender, path_mtu};
+use crate::family::Family;
 
 /// The sending half of a lane.
 pub(super) struct Outbound {
@@ -170,20 +172,13 @@ impl Outbound {
         if !is_ours || !self.limit.allows(Instant::now()) {
             return;
         }
-        let mtu = path_mtu(message.to).and_then(|mtu| mtu.checked_sub(overhead(message.to.ip())));
+        let mtu = path_mtu(message.to)
+            .and_then(|mtu| mtu.checked_sub(overhead(Family::of(message.to.ip()))));
         let Some(mtu) = mtu.filter(|mtu| usize::from(*mtu) < message.segment) else { return };
         let mut buffer = [0; ANSWER_MAX];
         let answer = Message::TooBig(mtu);
         if let Some(len) = icmp::answer(answer, routing.address(), &packet, &mut buffer) {
             self.deliver(&buffer[..len]);
         }
-    }
-}
-
-/// What the outer headers add.
-const fn overhead(to: IpAddr) -> u16 {
-    match to {
-        IpAddr::V4(_) => 28,
-        IpAddr::V6(_) => 48,
     }
 }

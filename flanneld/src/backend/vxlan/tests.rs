@@ -3,21 +3,33 @@
 use fabric::plan::diff;
 
 use super::*;
-use crate::lease::{Attributes, wire};
+use crate::lease::{Attributes, LeaseKey, wire};
 
-fn interface() -> ExternalInterface {
-    ExternalInterface {
-        name: "eth0".parse().unwrap(),
+fn underlay(family: Family) -> Underlay {
+    let (ip, public_ip) = match family {
+        Family::V4 => ("198.51.100.1", "203.0.113.1"),
+        Family::V6 => ("fd99::1", "fd99:113::1"),
+    };
+    Underlay {
+        link: "eth0".parse().unwrap(),
         mtu: Mtu::new(1500).unwrap(),
-        ip: Ipv4Addr::new(198, 51, 100, 1),
-        public_ip: Ipv4Addr::new(203, 0, 113, 1),
+        ip: ip.parse().unwrap(),
+        public_ip: public_ip.parse().unwrap(),
     }
 }
 
-fn configure(options: Value) -> Result<Vxlan, BackendError> {
-    let network = "10.244.0.0/16".parse().unwrap();
-    let vxlan = Vxlan::configure(&options, network, &interface(), |_| MacAddr([2, 0, 0, 0, 0, 1]));
+fn configure_for(family: Family, options: Value) -> Result<Vxlan, BackendError> {
+    let network = match family {
+        Family::V4 => "10.244.0.0/16".parse().unwrap(),
+        Family::V6 => "2001:db8:42::/56".parse().unwrap(),
+    };
+    let mac = |_| MacAddr([2, 0, 0, 0, 0, 1]);
+    let vxlan = Vxlan::configure(&options, network, underlay(family), mac);
     vxlan.map(|vxlan| Vxlan { has_ipv6: true, ..vxlan })
+}
+
+fn configure(options: Value) -> Result<Vxlan, BackendError> {
+    configure_for(Family::V4, options)
 }
 
 fn key(text: &str) -> LeaseKey {
@@ -26,15 +38,20 @@ fn key(text: &str) -> LeaseKey {
 
 fn attributes(last: u8, mac: &str) -> Attributes {
     let json = format!(
-        r#"{{"PublicIP":"198.51.100.{last}","BackendType":"vxlan","BackendData":{{"VtepMAC":"{mac}"}}}}"#
+        r#"{{"PublicIP":"198.51.100.{last}","PublicIPv6":"fd99::{last}","BackendType":"vxlan",
+            "BackendData":{{"VtepMAC":"{mac}"}},"BackendV6Data":{{"VtepMAC":"{mac}"}}}}"#
     );
     wire::decode(json.as_bytes()).unwrap()
 }
 
+fn desired_for(family: Family, own: &str, leases: &[(LeaseKey, Attributes)]) -> Desired {
+    let peers = leases.iter().filter_map(|(key, attributes)| Peer::of(family, key, attributes));
+    let vxlan = configure_for(family, json!({})).unwrap();
+    vxlan.desired(own.parse().unwrap(), &peers.collect::<Vec<_>>())
+}
+
 fn desired(leases: &[(LeaseKey, Attributes)]) -> Desired {
-    let peers: Vec<_> =
-        leases.iter().map(|(subnet, attributes)| Peer { subnet, attributes }).collect();
-    configure(json!({})).unwrap().desired(&key("10.244.1.0-24"), &peers)
+    desired_for(Family::V4, "10.244.1.0/24", leases)
 }
 
 #[test]
@@ -57,11 +74,31 @@ ip route add 10.244.2.0/24 via 10.244.2.0 dev flannel.1 proto 199 onlink
 }
 
 #[test]
+fn ipv6_has_a_device_of_its_own() {
+    let peer = (key("10.244.2.0-24&2001:db8:42:2::-64"), attributes(2, "02:00:00:00:00:02"));
+    let desired = desired_for(Family::V6, "2001:db8:42:1::/64", &[peer]);
+    assert_eq!(desired.left_out, []);
+    assert_eq!(
+        diff(&desired.state, &NetState::default()).to_string(),
+        "\
+ip link add flannel-v6.1 address 02:00:00:00:00:01 mtu 1430 type vxlan id 1 local fd99::1 \
+dev eth0 dstport 8472 nolearning
+sysctl -w net/ipv6/conf/flannel-v6.1/accept_ra=0
+ip address replace 2001:db8:42:1::/128 dev flannel-v6.1
+ip link set flannel-v6.1 up
+ip neigh replace 2001:db8:42:2:: lladdr 02:00:00:00:00:02 dev flannel-v6.1 nud permanent
+bridge fdb replace 02:00:00:00:00:02 dev flannel-v6.1 dst fd99::2 self permanent
+ip route add 2001:db8:42:2::/64 via 2001:db8:42:2:: dev flannel-v6.1 proto 199 onlink
+"
+    );
+}
+
+#[test]
 fn options_shape_the_device() {
     let options = json!({"vni": 4096, "PORT": 4789, "MTU": 1400, "Learning": true, "GBP": true});
     let vxlan = configure(options).unwrap();
-    let own = key("10.244.1.0-24");
-    let plan = diff(&vxlan.desired(&own, &[]).state, &NetState::default()).to_string();
+    let own = "10.244.1.0/24".parse().unwrap();
+    let plan = diff(&vxlan.desired(own, &[]).state, &NetState::default()).to_string();
     assert!(
         plan.starts_with(
             "ip link add flannel.4096 address 02:00:00:00:00:01 mtu 1350 type vxlan id 4096 \
@@ -80,8 +117,8 @@ fn options_shape_the_device() {
 #[test]
 fn options_that_cannot_be_are_refused() {
     for (options, text) in [
-        (json!({"VNI": 16_777_216}), "Backend.VNI 16777216 is out of range: want 0 to 16777215"),
-        (json!({"VNI": -1}), "Backend.VNI -1 is out of range: want 0 to 16777215"),
+        (json!({"VNI": 16_777_216}), "Backend.VNI 16777216 is out of range: want 0 to 9999999"),
+        (json!({"VNI": -1}), "Backend.VNI -1 is out of range: want 0 to 9999999"),
         (json!({"Port": 65_536}), "Backend.Port 65536 is out of range: want 0 to 65535"),
         (json!({"MTU": 60}), "Backend.MTU 60 is out of range: want 118 to 65535"),
         (
@@ -96,6 +133,16 @@ fn options_that_cannot_be_are_refused() {
         assert_eq!(configure(options).unwrap_err().to_string(), text);
     }
     assert!(matches!(configure(json!({"VNI": "1"})), Err(BackendError::Json(_))));
+    assert_eq!(
+        configure_for(Family::V6, json!({"VNI": 10_000})).unwrap_err().to_string(),
+        "Backend.VNI 10000 is out of range: want 0 to 9999 with IPv6"
+    );
+    assert_eq!(
+        configure_for(Family::V6, json!({"MTU": 1349})).unwrap_err().to_string(),
+        "MTU 1349 leaves no room for IPv6 pods: 70 bytes are added to every packet, so that 1350 \
+         are needed; use host-gw, or leave EnableIPv6 out"
+    );
+    assert_eq!(configure_for(Family::V6, json!({"MTU": 1350})).unwrap().pod_mtu().get(), 1280);
 }
 
 #[test]
@@ -107,9 +154,9 @@ fn a_peer_that_makes_no_sense_is_left_out_and_the_others_stay() {
     let mut no_data = good("10.244.16.0-24", 10);
     no_data.1.backend_data = None;
     let mut no_address = good("10.244.11.0-24", 11);
-    no_address.1.public_ip = Ipv4Addr::UNSPECIFIED;
+    no_address.1.public_ip = [0, 0, 0, 0].into();
     let mut ours = good("10.244.12.0-24", 12);
-    ours.1.public_ip = Ipv4Addr::new(203, 0, 113, 1);
+    ours.1.public_ip = [203, 0, 113, 1].into();
     let leases = [
         (key("10.243.0.0-24"), attributes(20, &mac(20))),
         (key("10.244.0.0-23"), attributes(21, &mac(21))),
@@ -135,18 +182,18 @@ fn a_peer_that_makes_no_sense_is_left_out_and_the_others_stay() {
     assert_eq!(
         left_out,
         [
-            "10.243.0.0-24: its subnet is not inside the network 10.244.0.0/16",
-            "10.244.0.0-23: its subnet overlaps our own",
-            "10.244.3.0-24: its Ethernet address is that of 10.244.2.0-24",
-            "10.244.4.0-24: its backend data does not decode: VtepMAC ff:ff:ff:ff:ff:ff is not of \
+            "0.0.0.0/0: its subnet is not inside the network 10.244.0.0/16",
+            "10.243.0.0/24: its subnet is not inside the network 10.244.0.0/16",
+            "10.244.0.0/23: its subnet overlaps our own",
+            "10.244.3.0/24: its Ethernet address is that of 10.244.2.0/24",
+            "10.244.6.0/22: its key has host bits",
+            "10.244.4.0/24: its backend data does not decode: VtepMAC ff:ff:ff:ff:ff:ff is not of \
              one station",
-            "10.244.5.0-24: its Ethernet address is that of this node",
-            "10.244.6.0-22: its key has host bits",
-            "10.244.9.0-24: its backend is \"host-gw\", not \"vxlan\"",
-            "10.244.11.0-24: its public address 0.0.0.0 cannot be that of a node",
-            "10.244.12.0-24: its public address 203.0.113.1 is ours",
-            "10.244.16.0-24: its backend data does not decode: there is none",
-            "0.0.0.0-0: its subnet is not inside the network 10.244.0.0/16",
+            "10.244.5.0/24: its Ethernet address is that of this node",
+            "10.244.9.0/24: its backend is \"host-gw\", not \"vxlan\"",
+            "10.244.11.0/24: it has no public IPv4 address",
+            "10.244.12.0/24: its public address 203.0.113.1 is ours",
+            "10.244.16.0/24: its backend data does not decode: there is none",
         ]
     );
 }
@@ -157,6 +204,6 @@ fn a_peer_inside_the_subnet_of_another_is_left_out() {
         (key("10.244.8.0-22"), attributes(8, "02:00:00:00:01:08")),
         (key("10.244.9.0-24"), attributes(9, "02:00:00:00:01:09")),
     ];
-    let reason = Reason::OverlapsPeer(key("10.244.8.0-22"));
-    assert_eq!(desired(&leases).left_out, [(key("10.244.9.0-24"), reason)]);
+    let reason = Reason::OverlapsPeer("10.244.8.0/22".parse().unwrap());
+    assert_eq!(desired(&leases).left_out, [("10.244.9.0/24".parse().unwrap(), reason)]);
 }

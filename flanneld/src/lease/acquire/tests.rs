@@ -12,7 +12,7 @@ const OTHER: [u8; 4] = [198, 51, 100, 2];
 fn request(previous: Option<&str>) -> Request {
     let json = br#"{"Network":"10.3.0.0/20","Backend":{"Type":"vxlan"}}"#;
     Request {
-        pool: NetworkConfig::parse(json).unwrap().ipv4.unwrap(),
+        pools: NetworkConfig::parse(json).unwrap().pools,
         previous: previous.map(key),
         attributes: attributes(ME, 1),
     }
@@ -114,7 +114,7 @@ fn decisions() {
             "our key has a family that is not configured",
             None,
             vec![ours("10.3.5.0-24&fd00::-64")],
-            Decision::Drop(ours("10.3.5.0-24&fd00::-64")),
+            Decision::Move(ours("10.3.5.0-24&fd00::-64"), key("10.3.5.0-24")),
         ),
         (
             "the previous subnet is free",
@@ -203,7 +203,10 @@ fn a_reservation_is_for_the_address_and_the_last_who_came_stays() {
 #[test]
 fn when_all_are_held_there_is_nothing_to_create() {
     let entries: Vec<_> = (0..16).map(|n| others(&format!("10.3.{n}.0-24"))).collect();
-    assert_eq!(decide(&request(None), &Memory::default(), &entries, first), Decision::Exhausted);
+    assert_eq!(
+        decide(&request(None), &Memory::default(), &entries, first),
+        Decision::Exhausted(Family::V4)
+    );
 }
 
 proptest! {
@@ -218,9 +221,9 @@ proptest! {
         match decide(&request, &Memory::default(), &entries, |count| drawn % count) {
             Decision::Create(key) => {
                 prop_assert!(entries.iter().all(|other| !other.listed.key.overlaps(&key)));
-                prop_assert!(request.pool.offers(key.subnet4()));
+                prop_assert!(request.fit(key) == Fit::Whole);
             }
-            Decision::Exhausted => {}
+            Decision::Exhausted(_) => {}
             other => prop_assert!(false, "{:?}", other),
         }
     }

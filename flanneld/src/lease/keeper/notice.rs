@@ -1,7 +1,7 @@
 //! What there is to tell about a lease, as values; the words are chosen where it is logged.
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
@@ -35,7 +35,7 @@ pub(crate) enum Notice {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Holder {
     key: LeaseKey,
-    public_ip: Option<Ipv4Addr>,
+    public_ip: Option<IpAddr>,
     reserved: bool,
     age: Option<Duration>,
 }
@@ -45,7 +45,7 @@ impl Holder {
         let attributes = entry.listed.attributes.as_ref();
         Self {
             key: entry.listed.key,
-            public_ip: attributes.map(|attributes| attributes.public_ip),
+            public_ip: attributes.and_then(Attributes::identity),
             reserved: entry.lease == 0,
             age,
         }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::step::Time;
+use crate::family::Family;
 use crate::lease::LeaseKey;
 use crate::lease::acquire::Entry;
 
@@ -25,8 +26,8 @@ pub(super) enum Phase {
     },
     Listing,
     Looking(Entry),
-    Counting(Vec<Entry>),
-    Granting(Target),
+    Counting(Family, Vec<Entry>),
+    Granting,
     Writing(Target),
     Deleting(Entry),
     Revoking(i64),
@@ -57,12 +58,13 @@ pub(super) enum Target {
     Create(LeaseKey),
     TakeOver(Entry),
     Update(Entry),
+    Move(Entry, LeaseKey),
 }
 
 impl Target {
     pub(super) fn key(&self) -> LeaseKey {
         match self {
-            Self::Create(key) => *key,
+            Self::Create(key) | Self::Move(_, key) => *key,
             Self::TakeOver(entry) | Self::Update(entry) => entry.listed.key,
         }
     }

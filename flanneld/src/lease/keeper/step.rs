@@ -68,10 +68,32 @@ impl From<&Entry> for Renewable {
 pub(crate) struct Put {
     pub(crate) key: LeaseKey,
     pub(crate) attributes: Attributes,
-    /// The revision that the key must have; `None` if it must not be there.
-    pub(crate) guard: Option<i64>,
+    /// What must be true for it to be written.
+    pub(crate) guard: Guard,
     /// What the key ends with; 0 for no end.
     pub(crate) lease: i64,
+    /// The key that it takes the place of, which must still be at this revision, and goes with the
+    /// write.
+    pub(crate) replaces: Option<(LeaseKey, i64)>,
+}
+
+/// What must be true for a key to be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Guard {
+    /// It has this revision.
+    At(i64),
+    /// It is not there, and no other key, but for the one that it replaces, has one of its subnets.
+    /// A store that cannot see that demands that no lease was written since it listed them at this
+    /// revision.
+    Free { since: i64 },
+}
+
+/// All leases, as they were at one moment.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Listing {
+    pub(crate) entries: Vec<Entry>,
+    /// That of the store, where it has one.
+    pub(crate) revision: i64,
 }
 
 /// What the store did.
@@ -79,7 +101,7 @@ pub(crate) struct Put {
 pub(crate) enum Answer {
     /// The time to wait is over.
     Waited,
-    Listed(Vec<Entry>),
+    Listed(Listing),
     Granted(i64),
     /// The key was written at this revision, or not, because of the guard.
     Written(Option<i64>),

@@ -1,8 +1,11 @@
 //! What must be true at every moment, and what at the end.
 
+use ipnetwork::IpNetwork;
+
 use super::store::{Stored, Writer};
 use super::world::{Agent, World};
-use crate::lease::keeper::{Put, Step, Time};
+use crate::family::{Family, PerFamily};
+use crate::lease::keeper::{Guard, Put, Step, Time};
 use crate::lease::{LeaseKey, wire};
 
 /// The longest way of a packet.
@@ -25,7 +28,8 @@ pub(super) fn beliefs(world: &World) -> Result<(), String> {
 }
 
 fn tampered_lately(world: &World, key: &LeaseKey) -> bool {
-    world.tampered.get(key).is_some_and(|at| world.now <= *at + world.timing.alive_for)
+    let lately = |at: Time| world.now <= at + world.timing.alive_for;
+    world.tampered.iter().any(|(tampered, at)| tampered.overlaps(key) && lately(*at))
 }
 
 /// Nobody writes a key of somebody else, or leaves a subnet that could have been kept.
@@ -34,15 +38,21 @@ pub(super) fn write(world: &World, agent: usize, step: &Step) -> Result<(), Stri
         is_readable_for_flannel(put)?;
     }
     match step {
-        Step::Put(Put { key, guard: None, .. }) if !world.store.keys.contains_key(key) => {
+        Step::Put(Put { key, guard: Guard::Free { .. }, replaces: Some(from), .. }) => {
+            let keeper = world.agents[agent].keeper.as_ref();
+            // A request of an agent that was started again was decided on what was configured then.
+            let is_current = keeper.is_some_and(|keeper| keeper.step() == *step);
+            if is_current { may_move(world, agent, from, key) } else { Ok(()) }
+        }
+        Step::Put(Put { key, guard: Guard::Free { .. }, .. })
+            if !world.store.keys.contains_key(key) =>
+        {
             may_create(world, agent, key)
         }
-        Step::Put(Put { key, guard: Some(revision), .. }) | Step::Delete { key, revision } => {
-            match world.store.keys.get(key) {
-                Some(stored) if stored.entry.revision == *revision => {
-                    may_change(world, agent, stored)
-                }
-                _ => Ok(()),
+        Step::Put(Put { key, guard: Guard::At(revision), .. }) | Step::Delete { key, revision } => {
+            match at_revision(world, key, *revision) {
+                Some(stored) => may_change(world, agent, stored),
+                None => Ok(()),
             }
         }
         Step::Revoke(lease) => {
@@ -53,14 +63,36 @@ pub(super) fn write(world: &World, agent: usize, step: &Step) -> Result<(), Stri
     }
 }
 
+fn at_revision<'a>(world: &'a World, key: &LeaseKey, revision: i64) -> Option<&'a Stored> {
+    world.store.keys.get(key).filter(|stored| stored.entry.revision == revision)
+}
+
+/// What a move can keep, it keeps.
+fn may_move(
+    world: &World,
+    agent: usize,
+    (from, revision): &(LeaseKey, i64),
+    to: &LeaseKey,
+) -> Result<(), String> {
+    let Some(stored) = at_revision(world, from, *revision) else { return Ok(()) };
+    may_change(world, agent, stored)?;
+    let kept = |family| from.subnet(family).is_none() || from.subnet(family) == to.subnet(family);
+    if world.agents[agent].pools.families().all(kept) {
+        return Ok(());
+    }
+    Err(format!("{agent} moves {from} to {to}, and could have kept its subnets"))
+}
+
 /// A single key or value that flannel cannot read would cost its nodes all their peers.
 fn is_readable_for_flannel(put: &Put) -> Result<(), String> {
     let (key, value) = (put.key.to_string(), wire::encode(&put.attributes));
     let value = String::from_utf8(value).map_err(|error| error.to_string())?;
-    let address = format!(r#"{{"PublicIP":"{}","PublicIPv6":null"#, put.attributes.public_ip);
+    let ipv6 = put.attributes.public_ipv6.map_or("null".to_owned(), |ip| format!("\"{ip}\""));
+    let address = format!(r#"{{"PublicIP":"{}","PublicIPv6":{ipv6}"#, put.attributes.public_ip);
     let is_good = put.key.is_network()
         && LeaseKey::parse(&key) == Some(put.key)
-        && (8..=30).contains(&put.key.ipv4.prefix())
+        && put.key.ipv4().is_none_or(|ipv4| (8..=30).contains(&ipv4.prefix()))
+        && put.key.ipv6().is_none_or(|ipv6| (8..=126).contains(&ipv6.prefix()))
         && value.starts_with(&address)
         && wire::decode(value.as_bytes()).is_ok_and(|read| read == put.attributes);
     if is_good { Ok(()) } else { Err(format!("{key} = {value}")) }
@@ -71,7 +103,8 @@ fn may_change(world: &World, agent: usize, stored: &Stored) -> Result<(), String
     let attributes = stored.entry.listed.attributes.as_ref();
     let node = &world.agents[agent];
     let has_address = attributes.is_some_and(|attributes| {
-        attributes.public_ip == node.ip || node.former_ips.contains(&attributes.public_ip)
+        let ip = attributes.identity();
+        ip.is_some_and(|ip| ip == node.ip || node.former_ips.contains(&ip))
     });
     // The request may have been under way for as long as anything can be.
     let is_dead = world.agents[agent].saw_dead.is_some_and(|at| now <= at + SLOWEST * 2);
@@ -90,12 +123,14 @@ fn may_create(world: &World, number: usize, key: &LeaseKey) -> Result<(), String
     // A request that was under way for long was decided on another list.
     let Some(keeper) = &agent.keeper else { return Ok(()) };
     let is_current = matches!(keeper.step(), Step::Put(put) if put.key == *key);
-    let keepable = |agent: &Agent| {
-        let previous = agent.previous.filter(|previous| previous != key)?;
-        let overlaps = agent.last_list.iter().any(|entry| entry.listed.key.overlaps(&previous));
-        (!overlaps).then_some(previous)
+    let keepable = |family| {
+        let previous = agent.previous?.subnet(family)?;
+        let of_family = LeaseKey::new(PerFamily::from_fn(|f| (f == family).then_some(previous)))?;
+        let others = agent.last_list.iter().map(|entry| entry.listed.key);
+        let is_free = !others.into_iter().any(|other| other.overlaps(&of_family));
+        (is_free && key.subnet(family) != Some(previous)).then_some(previous)
     };
-    match keepable(agent) {
+    match agent.pools.families().find_map(keepable) {
         Some(previous) if is_current => {
             Err(format!("{number} takes {key} although {previous} is free"))
         }
@@ -119,18 +154,39 @@ fn has_lease(world: &World, n: usize, agent: &Agent) -> Result<(), String> {
         let stored = world.store.keys.get(&key);
         let attributes = stored.and_then(|stored| stored.entry.listed.attributes.as_ref());
         let agrees = attributes == Some(&agent.attributes());
+        if !world.pools.families().eq(key.subnets().map(Family::of_network)) {
+            return Err(format!("{n} has {key}, which is not what is configured"));
+        }
         return if agrees { Ok(()) } else { Err(format!("{n} has {key}, but not in the store")) };
     }
     let twin = world.agents.iter().any(|other| {
         other.ip == agent.ip && other.mark != agent.mark && other.confirmed(world.now).is_some()
     });
-    let exhausted =
-        world.pool.subnets().all(|subnet| {
-            world.store.keys.keys().any(|key| {
-                subnet.contains(key.subnet4().ip()) || key.subnet4().contains(subnet.ip())
-            })
-        });
-    if twin || exhausted { Ok(()) } else { Err(format!("{n} has no lease: {:?}", agent.keeper)) }
+    let keys = || world.store.keys.keys();
+    let exhausted = world.pools.iter().any(|(family, pool)| {
+        pool.subnets().all(|subnet| {
+            let is_held =
+                |held: IpNetwork| subnet.contains(held.ip()) || held.contains(subnet.ip());
+            keys().any(|key| key.subnet(family).is_some_and(is_held))
+        })
+    });
+    if twin || exhausted || gave_way(world, n, agent) {
+        Ok(())
+    } else {
+        Err(format!("{n} has no lease: {:?}", agent.keeper))
+    }
+}
+
+/// A reservation shows no sign of life: who wrote it last has it, even if that one has gone away
+/// since, until the node starts anew or the subnet is reserved again.
+fn gave_way(world: &World, n: usize, agent: &Agent) -> bool {
+    world.store.keys.values().any(|stored| {
+        let attributes = stored.entry.listed.attributes.as_ref();
+        let is_for_us =
+            attributes.is_some_and(|attributes| attributes.identity() == Some(agent.ip));
+        let is_of_another = matches!(stored.writer, Writer::Machine(writer) if writer != n);
+        stored.entry.lease == 0 && is_for_us && is_of_another
+    })
 }
 
 fn knows_all(world: &World, n: usize, agent: &Agent) -> Result<(), String> {

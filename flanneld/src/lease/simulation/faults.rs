@@ -1,10 +1,12 @@
 //! What goes wrong in a run, drawn from its seed.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::random::Random;
 use super::store::Writer;
-use super::world::{Event, World};
+use super::world::{self, Event, World};
+use crate::config::Pool;
+use crate::family::{Family, PerFamily};
 use crate::lease::LeaseKey;
 use crate::lease::acquire::Listed;
 use crate::lease::keeper::Time;
@@ -41,6 +43,11 @@ pub(super) enum Fault {
     },
     Compact,
     ChangeLeader,
+    /// The clock of the store is set forward, or back.
+    ClockJump {
+        ahead: bool,
+        span: Time,
+    },
     /// The store loses everything.
     Wipe,
     /// An operator deletes a key.
@@ -58,6 +65,10 @@ pub(super) enum Fault {
     /// A node gets another address.
     Move {
         agent: usize,
+    },
+    /// An administrator switches IPv6 on or off beside IPv4, and starts all agents again.
+    Families {
+        restart: Time,
     },
     /// From now on nothing goes wrong.
     Heal,
@@ -77,7 +88,7 @@ fn draw(random: &mut Random, agents: usize, operators: bool) -> Fault {
     let agent = random.below(agents);
     let restart = random.millis(100..40_000);
     let span = random.millis(100..70_000);
-    match random.below(if operators { 15 } else { 9 }) {
+    match random.below(if operators { 17 } else { 10 }) {
         0 | 1 => Fault::Crash { agent, restart },
         2 => Fault::Boot { agent, restart },
         3 => Fault::Pause { agent, span },
@@ -86,11 +97,13 @@ fn draw(random: &mut Random, agents: usize, operators: bool) -> Fault {
         6 => Fault::Slow { on: random.chance(50) },
         7 => Fault::Compact,
         8 => Fault::ChangeLeader,
-        9 => Fault::Wipe,
-        10 => Fault::Reserve { agent },
-        11 => Fault::Scribble,
-        12 => Fault::Hijack { agent },
-        13 => Fault::Move { agent },
+        9 => Fault::ClockJump { ahead: random.chance(50), span },
+        10 => Fault::Wipe,
+        11 => Fault::Reserve { agent },
+        12 => Fault::Scribble,
+        13 => Fault::Hijack { agent },
+        14 => Fault::Move { agent },
+        15 => Fault::Families { restart },
         _ => Fault::Delete,
     }
 }
@@ -106,6 +119,8 @@ pub(super) fn strike(world: &mut World, fault: Fault) {
             world.crash(agent);
             world.agents[agent].previous = None;
             world.agents[agent].mark = world.random.next();
+            // Its clock starts again.
+            world.agents[agent].offset = world.random.millis(0..1_000_000_000);
             world.at(now + restart, Event::Start { agent });
         }
         Fault::Pause { agent, span } => {
@@ -128,6 +143,12 @@ pub(super) fn strike(world: &mut World, fault: Fault) {
             world.history_is_gone();
         }
         Fault::ChangeLeader => world.store.change_leader(now),
+        Fault::ClockJump { ahead: true, span } => {
+            tamper_with_all(world);
+            world.store.jump_ahead(span);
+        }
+        // What was renewed in the future counts as renewed now.
+        Fault::ClockJump { ahead: false, .. } => world.store.change_leader(now),
         Fault::Heal => heal(world),
         by_operator => interfere(world, by_operator),
     }
@@ -137,9 +158,7 @@ fn interfere(world: &mut World, fault: Fault) {
     let now = world.now;
     match fault {
         Fault::Wipe => {
-            for subnet in all_subnets(world) {
-                world.tampered.insert(subnet, now);
-            }
+            tamper_with_all(world);
             world.store.wipe();
             world.history_is_gone();
             world.break_all_streams();
@@ -154,17 +173,28 @@ fn interfere(world: &mut World, fault: Fault) {
         }
         Fault::Reserve { agent } => {
             let mut attributes = world.agents[agent].attributes();
-            attributes.backend_data = None;
+            (attributes.backend_data, attributes.backend_v6_data) = (None, None);
             if world.random.chance(50) {
-                attributes.public_ip = Ipv4Addr::new(203, 0, 113, 7);
+                match &mut attributes.public_ipv6 {
+                    None => attributes.public_ip = Ipv4Addr::new(203, 0, 113, 7),
+                    Some(ip) => *ip = Ipv6Addr::LOCALHOST,
+                }
             }
             write_free(world, |key| Listed { key, attributes: Some(attributes) });
         }
         Fault::Scribble => write_free(world, |key| Listed { key, attributes: None }),
         Fault::Hijack { agent } => {
             let Some(key) = world.agents[agent].confirmed(now) else { return };
+            // In a store that was wiped, it may overlap what somebody else has by now.
+            if !world.store.keys.contains_key(&key) {
+                return;
+            }
             let mut attributes = world.agents[agent].attributes();
-            attributes.backend_data = Some("somebody else".into());
+            let data = match attributes.public_ipv6 {
+                None => &mut attributes.backend_data,
+                Some(_) => &mut attributes.backend_v6_data,
+            };
+            *data = Some("somebody else".into());
             let lease = world.store.grant(now);
             world.tampered.insert(key, now);
             world.store.write(
@@ -174,6 +204,18 @@ fn interfere(world: &mut World, fault: Fault) {
             );
         }
         Fault::Move { agent } => readdress(world, agent),
+        Fault::Families { restart } => {
+            if let Some(ipv4) = world.pools.ipv4 {
+                let subnets = ipv4.subnets().count();
+                let ipv6 = world::pool(Family::V6, subnets);
+                world.pools.ipv6 = world.pools.ipv6.xor(Some(ipv6));
+                for agent in 0..world.agents.len() {
+                    world.crash(agent);
+                    let delay = world.random.millis(1..20_000);
+                    world.at(now + restart + delay, Event::Start { agent });
+                }
+            }
+        }
         _ => {}
     }
 }
@@ -182,7 +224,8 @@ fn readdress(world: &mut World, number: usize) {
     let now = world.now;
     let octet = 100 + u8::try_from(world.random.below(100)).expect("it is below 100");
     let agent = &mut world.agents[number];
-    let before = std::mem::replace(&mut agent.ip, Ipv4Addr::new(198, 51, 100, octet));
+    let ip = world::address(Family::of(agent.ip), octet);
+    let before = std::mem::replace(&mut agent.ip, ip);
     agent.former_ips.push(before);
     let attributes = agent.attributes();
     let now = now + agent.offset;
@@ -195,24 +238,34 @@ fn readdress(world: &mut World, number: usize) {
     }
 }
 
-fn all_subnets(world: &World) -> Vec<LeaseKey> {
-    let subnets = world.pool.subnets();
-    subnets
-        .filter_map(|subnet| match subnet {
-            ipnetwork::IpNetwork::V4(ipv4) => Some(LeaseKey::v4(ipv4)),
-            ipnetwork::IpNetwork::V6(_) => None,
-        })
-        .collect()
+/// A key for each subnet of each family.
+fn single_keys(world: &World) -> Vec<LeaseKey> {
+    let single = |(family, pool): (Family, &Pool)| {
+        let key =
+            move |subnet| LeaseKey::new(PerFamily::from_fn(|f| (f == family).then_some(subnet)));
+        pool.subnets().filter_map(key).collect::<Vec<_>>()
+    };
+    world.pools.iter().flat_map(single).collect()
 }
 
-fn write_free(world: &mut World, listed: impl FnOnce(LeaseKey) -> Listed) {
-    let mut free = all_subnets(world);
-    free.retain(|key| !world.store.keys.contains_key(key));
-    if !free.is_empty() {
-        let key = free[world.random.below(free.len())];
+fn tamper_with_all(world: &mut World) {
+    for key in single_keys(world) {
         world.tampered.insert(key, world.now);
-        world.store.write(listed(key), 0, Writer::Operator);
     }
+}
+
+/// Writes a key of a free subnet, or of one of each family.
+fn write_free(world: &mut World, listed: impl FnOnce(LeaseKey) -> Listed) {
+    let mut free = single_keys(world);
+    free.retain(|key| !world.store.keys.keys().any(|other| other.overlaps(key)));
+    if free.is_empty() {
+        return;
+    }
+    let [one, other] = [(); 2].map(|()| free[world.random.below(free.len())]);
+    let subnet = |family| one.subnet(family).or(other.subnet(family));
+    let key = LeaseKey::new(PerFamily::from_fn(subnet)).expect("one has a subnet");
+    world.tampered.insert(key, world.now);
+    world.store.write(listed(key), 0, Writer::Operator);
 }
 
 fn heal(world: &mut World) {

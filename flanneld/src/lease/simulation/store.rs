@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use crate::lease::acquire::{Entry, Listed};
-use crate::lease::keeper::{Answer, Put, Step, Time};
+use crate::lease::keeper::{Answer, Guard, Listing, Put, Step, Time};
 use crate::lease::table::LeaseUpdate;
 use crate::lease::{Lease, LeaseKey};
 
@@ -70,7 +70,9 @@ impl Store {
     pub(super) fn perform(&mut self, step: &Step, writer: Writer, now: Time) -> Answer {
         match step {
             Step::Wait(_) => Answer::Silence,
-            Step::List => Answer::Listed(self.entries()),
+            Step::List => {
+                Answer::Listed(Listing { entries: self.entries(), revision: self.revision })
+            }
             Step::Grant => Answer::Granted(self.grant(now)),
             Step::Put(put) => self.put(put, writer),
             Step::Delete { key, revision } => {
@@ -105,9 +107,11 @@ impl Store {
         if put.lease != 0 && !self.leases.contains_key(&put.lease) {
             return Answer::NoSuchLease;
         }
-        let revision = self.keys.get(&put.key).map(|stored| stored.entry.revision);
-        if revision != put.guard {
+        if !self.is_as_guarded(put) {
             return Answer::Written(None);
+        }
+        if let Some((replaced, _)) = &put.replaces {
+            self.delete(replaced);
         }
         self.write(
             Listed { key: put.key, attributes: Some(put.attributes.clone()) },
@@ -115,6 +119,26 @@ impl Store {
             writer,
         );
         Answer::Written(Some(self.revision))
+    }
+
+    /// As etcd sees it: of the subnets of other keys it knows only the IPv4 one that a key begins
+    /// with.
+    fn is_as_guarded(&self, put: &Put) -> bool {
+        let is_at = |key: &LeaseKey, revision: i64| {
+            self.keys.get(key).is_some_and(|stored| stored.entry.revision == revision)
+        };
+        if put.replaces.is_some_and(|(key, revision)| !is_at(&key, revision)) {
+            return false;
+        }
+        match put.guard {
+            Guard::At(revision) => is_at(&put.key, revision),
+            Guard::Free { since } if put.key.ipv6().is_some() => {
+                !self.keys.contains_key(&put.key)
+                    && self.keys.values().all(|stored| stored.entry.revision <= since)
+            }
+            Guard::Free { .. } if put.replaces.is_some() => !self.keys.contains_key(&put.key),
+            Guard::Free { .. } => self.keys.keys().all(|key| key.ipv4() != put.key.ipv4()),
+        }
     }
 
     /// Writes without asking.
@@ -153,6 +177,12 @@ impl Store {
     pub(super) fn wipe(&mut self) {
         let next_lease = self.next_lease;
         *self = Self { next_lease, ..Self::new(self.ttl) };
+    }
+
+    /// The clock of the store is set forward: every lease looks as if it had not been renewed for
+    /// that long.
+    pub(super) fn jump_ahead(&mut self, span: Time) {
+        self.leases.values_mut().for_each(|renewed| *renewed = renewed.saturating_sub(span));
     }
 
     /// A new leader gives every lease its whole time again.

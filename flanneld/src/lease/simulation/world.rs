@@ -2,7 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde_json::json;
 
@@ -11,6 +11,7 @@ use super::faults::{self, Fault};
 use super::random::Random;
 use super::store::{Store, Writer};
 use crate::config::Pool;
+use crate::family::{Family, PerFamily};
 use crate::lease::acquire::{Entry, Listed, Request};
 use crate::lease::follow::{Follow, Source};
 use crate::lease::keeper::{Answer, Keeper, Notice, Step, Time, Timing};
@@ -42,12 +43,14 @@ pub(super) enum Event {
 /// A node: what survives a crash of the program, and the program.
 #[derive(Debug)]
 pub(super) struct Agent {
-    pub(super) ip: Ipv4Addr,
-    pub(super) former_ips: Vec<Ipv4Addr>,
+    pub(super) ip: IpAddr,
+    pub(super) former_ips: Vec<IpAddr>,
     pub(super) mark: u64,
     /// What the subnet file says; lost when the machine boots.
     pub(super) previous: Option<LeaseKey>,
     pub(super) keeper: Option<Keeper>,
+    /// What was configured when it started.
+    pub(super) pools: PerFamily<Pool>,
     pub(super) boot: u64,
     pub(super) table: LeaseTable,
     /// What the last decision was based on.
@@ -72,7 +75,8 @@ pub(super) struct World {
     pub(super) random: Random,
     pub(super) store: Store,
     pub(super) agents: Vec<Agent>,
-    pub(super) pool: Pool,
+    /// What is configured; agents see it when they start.
+    pub(super) pools: PerFamily<Pool>,
     pub(super) timing: Timing,
     /// When operators, or a lost store, interfered with a key.
     pub(super) tampered: BTreeMap<LeaseKey, Time>,
@@ -84,7 +88,7 @@ pub(super) struct World {
     sent: usize,
     sequence: u64,
     queue: BinaryHeap<Reverse<(Time, u64)>>,
-    events: BTreeMap<u64, Event>,
+    events: BTreeMap<u64, Box<Event>>,
 }
 
 impl World {
@@ -94,13 +98,15 @@ impl World {
         let ttl = if random.chance(30) { Time::from_secs(60) } else { Time::from_secs(86400) };
         let subnets = if random.chance(25) { count } else { 12 };
         let twins = random.chance(20);
-        let agents = (0..count).map(|n| Agent::new(n, twins, &mut random)).collect();
+        let pools = draw_pools(&mut random, subnets);
+        let family = pools.families().next().expect("there is a family");
+        let agents = (0..count).map(|n| Agent::new(n, twins, family, &mut random)).collect();
         let mut world = Self {
             now: Time::ZERO,
             random,
             store: Store::new(ttl),
             agents,
-            pool: pool(subnets),
+            pools,
             timing: Timing::with_margin(Time::from_secs(86400), Time::from_secs(3600)),
             tampered: BTreeMap::new(),
             down_until: Time::ZERO,
@@ -137,7 +143,7 @@ impl World {
             self.store.expire(at);
             self.tell();
             let event = self.events.remove(&sequence).expect("each is queued once");
-            self.happen(event)?;
+            self.happen(*event)?;
             self.tell();
             checks::beliefs(self)?;
         }
@@ -147,7 +153,7 @@ impl World {
     pub(super) fn at(&mut self, at: Time, event: Event) {
         self.sequence += 1;
         self.queue.push(Reverse((at, self.sequence)));
-        self.events.insert(self.sequence, event);
+        self.events.insert(self.sequence, Box::new(event));
     }
 
     fn happen(&mut self, event: Event) -> Result<(), String> {
@@ -213,14 +219,15 @@ impl World {
     }
 
     fn start(&mut self, agent: usize) {
-        let (timing, pool) = (self.timing, self.pool);
+        let (timing, pools) = (self.timing, self.pools);
         let agent_ref = &mut self.agents[agent];
         if agent_ref.keeper.is_some() {
             return;
         }
         let request =
-            Request { pool, previous: agent_ref.previous, attributes: agent_ref.attributes() };
+            Request { pools, previous: agent_ref.previous, attributes: agent_ref.attributes() };
         agent_ref.boot += 1;
+        agent_ref.pools = pools;
         agent_ref.keeper = Some(Keeper::new(request, timing));
         agent_ref.table = LeaseTable::default();
         agent_ref.follow = Follow::default();
@@ -290,7 +297,10 @@ impl World {
     /// A node that puts back what another one had written does not make it its own.
     fn writer(&self, agent: usize, step: &Step) -> Writer {
         let Step::Put(put) = step else { return Writer::Machine(agent) };
-        let data = |other: &Agent| other.attributes().backend_data == put.attributes.backend_data;
+        let data = |other: &Agent| {
+            let ours = other.attributes();
+            Family::ALL.iter().all(|family| ours.data(*family) == put.attributes.data(*family))
+        };
         Writer::Machine(self.agents.iter().position(data).unwrap_or(agent))
     }
 
@@ -300,7 +310,7 @@ impl World {
             return;
         }
         match &answer {
-            Answer::Listed(entries) => a.last_list.clone_from(entries),
+            Answer::Listed(listing) => a.last_list.clone_from(&listing.entries),
             Answer::Ages(ages) if ages.iter().flatten().any(|age| *age > self.timing.alive_for) => {
                 a.saw_dead = Some(self.now);
             }
@@ -385,9 +395,14 @@ impl World {
 
     fn send_change(&mut self, agent: usize, revision: i64, update: LeaseUpdate) {
         let at = (self.now + self.delay()).max(self.agents[agent].last_change);
+        let twice = self.random.chance(self.loss());
         let a = &mut self.agents[agent];
         a.last_change = at;
         let (boot, stream) = (a.boot, a.stream);
+        if twice {
+            let update = update.clone();
+            self.at(at, Event::Change { agent, boot, stream, revision, update });
+        }
         self.at(at, Event::Change { agent, boot, stream, revision, update });
     }
 
@@ -426,14 +441,15 @@ impl World {
 }
 
 impl Agent {
-    fn new(number: usize, twins: bool, random: &mut Random) -> Self {
+    fn new(number: usize, twins: bool, family: Family, random: &mut Random) -> Self {
         let last = if twins && number == 1 { 0 } else { number };
         Self {
-            ip: Ipv4Addr::new(198, 51, 100, u8::try_from(last + 1).expect("there are few")),
+            ip: address(family, u8::try_from(last + 1).expect("there are few")),
             former_ips: Vec::new(),
             mark: random.next(),
             previous: None,
             keeper: None,
+            pools: PerFamily::default(),
             boot: 0,
             table: LeaseTable::default(),
             last_list: Vec::new(),
@@ -451,12 +467,17 @@ impl Agent {
     }
 
     pub(super) fn attributes(&self) -> Attributes {
+        let (public_ip, public_ipv6) = match self.ip {
+            IpAddr::V4(ip) => (ip, None),
+            IpAddr::V6(ip) => (Ipv4Addr::UNSPECIFIED, Some(ip)),
+        };
+        let mark = Some(json!({ "VtepMAC": self.mark }));
         Attributes {
-            public_ip: self.ip,
-            public_ipv6: None,
+            public_ip,
+            public_ipv6,
             backend_type: "vxlan".to_owned(),
-            backend_data: Some(json!({ "VtepMAC": self.mark })),
-            backend_v6_data: None,
+            backend_data: mark.clone().filter(|_| public_ipv6.is_none()),
+            backend_v6_data: mark.filter(|_| public_ipv6.is_some()),
         }
     }
 
@@ -467,13 +488,40 @@ impl Agent {
     }
 }
 
-fn pool(subnets: usize) -> Pool {
+/// An underlay address.
+pub(super) fn address(family: Family, last: u8) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::new(198, 51, 100, last).into(),
+        Family::V6 => Ipv6Addr::new(0xfd99, 0, 0, 0, 0, 0, 0, last.into()).into(),
+    }
+}
+
+/// Most clusters have IPv4, some both families, and some only IPv6.
+fn draw_pools(random: &mut Random, subnets: usize) -> PerFamily<Pool> {
+    let drawn = random.below(10);
+    let has = |family| match family {
+        Family::V4 => drawn < 8,
+        Family::V6 => drawn >= 5,
+    };
+    PerFamily::from_fn(|family| has(family).then(|| pool(family, subnets)))
+}
+
+/// A pool of so many subnets.
+pub(super) fn pool(family: Family, subnets: usize) -> Pool {
     let last = u8::try_from(subnets).expect("there are few");
-    Pool {
-        network: "10.3.0.0/20".parse().expect("it is one"),
-        subnet_len: 24,
-        min: [10, 3, 1, 0].into(),
-        max: [10, 3, last, 0].into(),
+    match family {
+        Family::V4 => Pool {
+            network: "10.3.0.0/20".parse().expect("it is one"),
+            subnet_len: 24,
+            min: [10, 3, 1, 0].into(),
+            max: [10, 3, last, 0].into(),
+        },
+        Family::V6 => Pool {
+            network: "fd03::/60".parse().expect("it is one"),
+            subnet_len: 64,
+            min: [0xfd03, 0, 0, 1, 0, 0, 0, 0].into(),
+            max: [0xfd03, 0, 0, last.into(), 0, 0, 0, 0].into(),
+        },
     }
 }
 

@@ -16,7 +16,7 @@ fn store(directory: &TempDir) -> DirectoryStore {
 fn request(last: u8, previous: Option<&str>) -> Request {
     let json = br#"{"Network":"10.3.0.0/20","Backend":{"Type":"vxlan"}}"#;
     Request {
-        pool: NetworkConfig::parse(json).unwrap().ipv4.unwrap(),
+        pools: NetworkConfig::parse(json).unwrap().pools,
         previous: previous.map(|text| LeaseKey::parse(text).unwrap()),
         attributes: Attributes {
             public_ip: [198, 51, 100, last].into(),

@@ -5,6 +5,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use etcd_client::{Certificate, Client, ConnectOptions, Error, Identity, TlsOptions};
+use tokio::sync::Notify;
 use tokio::time::timeout;
 use tracing::debug;
 
@@ -25,13 +26,19 @@ pub(super) struct Connection {
     /// The endpoint in use.
     endpoint: Cell<usize>,
     client: RefCell<Option<Client>>,
+    abandoned: Notify,
 }
 
 impl Connection {
     /// Prepares a connection. Files are read to see that they can be; what counts is what they
     /// hold whenever a connection is made.
     pub(super) fn prepare(options: EtcdOptions) -> Result<Self, StoreError> {
-        let connection = Self { options, endpoint: Cell::new(0), client: RefCell::new(None) };
+        let connection = Self {
+            options,
+            endpoint: Cell::new(0),
+            client: RefCell::new(None),
+            abandoned: Notify::new(),
+        };
         let is_tls = |endpoint: &String| endpoint.starts_with("https://");
         if connection.options.endpoints.iter().any(is_tls) {
             tls(&connection.options)?;
@@ -136,6 +143,17 @@ impl Connection {
     fn current_endpoint(&self) -> &str {
         let endpoints = &self.options.endpoints;
         &endpoints[self.endpoint.get() % endpoints.len()]
+    }
+
+    /// Gives the connection up, for one who knows that it is dead.
+    pub(super) fn abandon(&self) {
+        *self.client.borrow_mut() = None;
+        self.abandoned.notify_one();
+    }
+
+    /// Waits until the connection is given up: a stream on it will bring nothing more.
+    pub(super) async fn abandoned(&self) {
+        self.abandoned.notified().await;
     }
 
     /// Gives the connection up; the next one goes elsewhere, if there is an elsewhere.

@@ -1,0 +1,75 @@
+//! flanneld may be killed at any moment and started again: packets do not notice.
+
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests are tests")]
+
+use std::thread::park_timeout;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use flannel_tests::cluster::{Cluster, Store};
+use flannel_tests::pod;
+use flannel_tests::sandbox::sandboxed;
+use flannel_tests::traffic::Flow;
+
+const KILLS: u32 = 200;
+
+/// Longer than a start takes, so that it is killed at every moment of it, and after it.
+const LIFE_MAX: Duration = Duration::from_millis(250);
+
+#[test]
+fn two_hundred_kills_lose_no_packet_with_vxlan() {
+    sandboxed(|| kills_lose_no_packet("vxlan"));
+}
+
+#[test]
+fn two_hundred_kills_lose_no_packet_with_host_gw() {
+    sandboxed(|| kills_lose_no_packet("host-gw"));
+}
+
+fn kills_lose_no_packet(backend: &str) {
+    let mut cluster = Cluster::unconfigured(2, Store::Directory);
+    let network = format!(r#"{{"Network":"10.244.0.0/16","Backend":{{"Type":"{backend}"}}}}"#);
+    cluster.store().configure(&network);
+    cluster.start_all();
+    let pods = pod::attach_to_each(cluster.nodes(), 1);
+    let (from, to) = (&pods[0], &pods[1]);
+    let flow = Flow::start(from.namespace(), to.namespace(), to.address(), 1000).unwrap();
+    let mut lives = Lives::new();
+    let (start, mut complete) = (Instant::now(), 0);
+    for kill in 0..KILLS {
+        let number = if kill % 2 == 0 { 1 } else { 2 };
+        cluster.kill(number);
+        cluster.start(number);
+        park_timeout(lives.next());
+        let log = cluster.flanneld(number).log();
+        assert_eq!(cluster.flanneld(number).status(), None, "{log}");
+        complete += u32::from(log.contains("subnet file written"));
+    }
+    let time = start.elapsed();
+    let report = flow.finish().unwrap();
+    println!("{KILLS} kills in {time:.0?}, {complete} of them after a complete start: {report}");
+    assert_eq!(report.lost(), 0, "{report}");
+    for number in [1, 2] {
+        cluster.wait_until_ready(number);
+    }
+    cluster.wait_for_peers();
+}
+
+/// Random spans of time up to the longest, most of them short: the squares of what a linear
+/// congruential generator draws (Knuth, MMIX).
+struct Lives(u64);
+
+impl Lives {
+    fn new() -> Self {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let seed = now.map_or(1, |time| u64::from(time.subsec_nanos()));
+        println!("seed {seed}");
+        Self(seed)
+    }
+
+    fn next(&mut self) -> Duration {
+        let Self(state) = *self;
+        self.0 = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963);
+        let drawn = u32::try_from(self.0 >> 32).map_or(0.0, f64::from) / f64::from(u32::MAX);
+        LIFE_MAX.mul_f64(drawn * drawn)
+    }
+}
