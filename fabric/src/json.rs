@@ -24,6 +24,7 @@ use serde::de::{
     SeqAccess, Unexpected, Visitor,
 };
 use serde::{Deserialize, forward_to_deserialize_any};
+use serde_json::value::RawValue;
 use serde_json::{Number, Value};
 
 /// Decodes one JSON document.
@@ -43,6 +44,33 @@ pub fn from_slice<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
 /// If `value` does not have the shape of `T`.
 pub fn from_value<T: DeserializeOwned>(value: Value) -> Result<T, Error> {
     T::deserialize(Tree::from(value))
+}
+
+/// Returns the value of a field as it stands in a document, byte for byte: the value that a struct
+/// with this field would get. `None` if there is none, or if the document is no object.
+pub fn text_of_field<'a>(document: &'a [u8], field: &str) -> Option<&'a RawValue> {
+    struct Fields<'f>(&'f str);
+
+    impl<'de> Visitor<'de> for Fields<'_> {
+        type Value = Option<&'de RawValue>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Self::Value, A::Error> {
+            let mut last = None;
+            while let Some((key, value)) = entries.next_entry::<String, &RawValue>()? {
+                if same_but_for_case(&key, self.0) && value.get() != "null" {
+                    last = Some(value);
+                }
+            }
+            Ok(last)
+        }
+    }
+
+    let mut parser = serde_json::Deserializer::from_slice(document);
+    parser.deserialize_map(Fields(field)).ok().flatten()
 }
 
 /// Why a document could not be decoded, and where in it.

@@ -82,6 +82,8 @@ pub(crate) struct Desired {
 /// The backend of each family that packets between nodes can have; there is one at least.
 pub(crate) struct Backends {
     by_family: PerFamily<Box<dyn Backend>>,
+    /// The devices of families that were switched off, if there are any still.
+    obsolete: BTreeSet<LinkName>,
 }
 
 impl Backends {
@@ -102,8 +104,8 @@ impl Backends {
             public_ip,
             public_ipv6,
             backend_type,
-            backend_data: data(Family::V4),
-            backend_v6_data: data(Family::V6),
+            backend_data: data(Family::V4).map(Into::into),
+            backend_v6_data: data(Family::V6).map(Into::into),
         }
     }
 
@@ -124,7 +126,8 @@ impl Backends {
             let backend = self.by_family.get(family).filter(|_| own.subnet(family).is_some())?;
             Some(backend.scope(&peers(family, leases)))
         };
-        Family::ALL.into_iter().filter_map(of).fold(Scope::default(), Scope::join)
+        let obsolete = Scope { links: self.obsolete.clone(), ..Scope::default() };
+        Family::ALL.into_iter().filter_map(of).fold(obsolete, Scope::join)
     }
 
     /// Returns the state that shall be, for a node that holds `own`.
@@ -217,7 +220,13 @@ pub(crate) fn configure(
             |(network, underlay)| configure_family(config, network, underlay, &device_mac);
         underlay.map(backend).transpose()
     })?;
-    Ok(Backends { by_family })
+    let off = Family::ALL.into_iter().filter(|family| networks.get(*family).is_none());
+    let obsolete = match config.kind.as_str() {
+        "vxlan" => off.filter_map(|family| vxlan::device(&config.options, family)).collect(),
+        "udp" => off.map(udp::device).collect(),
+        _ => BTreeSet::new(),
+    };
+    Ok(Backends { by_family, obsolete })
 }
 
 fn configure_family(

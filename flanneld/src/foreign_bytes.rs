@@ -6,7 +6,8 @@
 
 use crate::cli;
 use crate::config::NetworkConfig;
-use crate::lease::{LeaseKey, wire};
+use crate::family::{Family, PerFamily};
+use crate::lease::{LeaseKey, flannel, wire};
 
 /// The last part of a key in the store.
 ///
@@ -37,11 +38,18 @@ pub fn lease_json(bytes: &[u8]) {
 /// A network configuration.
 ///
 /// # Panics
-/// If one is accepted that lists subnets which it does not offer.
+/// If one is accepted that lists subnets which it does not offer, or which flannel cannot read.
 pub fn net_conf(bytes: &[u8]) {
     let Ok(config) = NetworkConfig::parse(bytes) else { return };
     for pool in config.pools.values() {
-        assert!(pool.subnets().take(1000).all(|subnet| pool.offers(subnet)), "{pool:?}");
+        for subnet in pool.subnets().take(1000) {
+            assert!(pool.offers(subnet), "{pool:?}");
+            let key = LeaseKey::new(PerFamily::from_fn(|family| {
+                Some(subnet).filter(|subnet| Family::of_network(*subnet) == family)
+            }));
+            let key = key.expect("there is a subnet").to_string();
+            assert!(flannel::read(&key, b"{}").is_some(), "{key} is not for flannel's eyes");
+        }
     }
 }
 

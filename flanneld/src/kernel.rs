@@ -48,7 +48,7 @@ impl Outcome {
 
 /// What the applier thread is asked for.
 enum Request {
-    MakeTrue(Wanted, oneshot::Sender<Outcome>),
+    MakeTrue(Box<Wanted>, oneshot::Sender<Outcome>),
     LogTraffic,
 }
 
@@ -69,7 +69,7 @@ impl Kernel {
             for request in queue {
                 match request {
                     Request::MakeTrue(wanted, reply) => {
-                        let outcome = make_true(&mut socket, &mut data_paths, wanted);
+                        let outcome = make_true(&mut socket, &mut data_paths, *wanted);
                         // Nobody waits for the answer when the program is ending.
                         let _nobody_waits = reply.send(outcome);
                     }
@@ -84,7 +84,7 @@ impl Kernel {
     /// Makes it so, as far as the kernel lets us.
     pub(crate) async fn make_true(&self, wanted: Wanted) -> Outcome {
         let (reply, outcome) = oneshot::channel();
-        let sent = self.requests.send(Request::MakeTrue(wanted, reply));
+        let sent = self.requests.send(Request::MakeTrue(Box::new(wanted), reply));
         match (sent, outcome.await) {
             (Ok(()), Ok(outcome)) => outcome,
             _ => Outcome {

@@ -25,6 +25,7 @@
 pub(crate) mod acquire;
 pub(crate) mod keeper;
 
+pub(crate) mod backend_data;
 pub(crate) mod follow;
 pub(crate) mod table;
 pub(crate) mod wire;
@@ -36,6 +37,7 @@ use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use serde_json::Value;
 
 use crate::family::{Family, PerFamily};
+pub(crate) use backend_data::BackendData;
 
 /// What a node holds.
 #[derive(Clone, Debug, PartialEq)]
@@ -67,9 +69,9 @@ pub(crate) struct Attributes {
     /// The backend, empty for udp.
     pub(crate) backend_type: String,
     /// What the backend needs to know about the node, for IPv4.
-    pub(crate) backend_data: Option<Value>,
+    pub(crate) backend_data: Option<BackendData>,
     /// The same for IPv6.
-    pub(crate) backend_v6_data: Option<Value>,
+    pub(crate) backend_v6_data: Option<BackendData>,
 }
 
 impl Attributes {
@@ -82,10 +84,10 @@ impl Attributes {
     }
 
     /// Returns what the backend needs to know about the node, for a family.
-    pub(crate) const fn data(&self, family: Family) -> Option<&Value> {
+    pub(crate) fn data(&self, family: Family) -> Option<&Value> {
         match family {
-            Family::V4 => self.backend_data.as_ref(),
-            Family::V6 => self.backend_v6_data.as_ref(),
+            Family::V4 => self.backend_data.as_ref().map(BackendData::value),
+            Family::V6 => self.backend_v6_data.as_ref().map(BackendData::value),
         }
     }
 
@@ -209,6 +211,8 @@ impl fmt::Display for LeaseKey {
     }
 }
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod flannel;
 #[cfg(test)]
 mod simulation;
 

@@ -25,6 +25,7 @@ pub mod node;
 pub mod partition;
 pub mod underlay;
 
+pub mod cri;
 pub mod plain_tunnel;
 pub mod pod;
 pub mod runtime;

@@ -31,6 +31,9 @@ const OUTSIDE: &str = "FLANNEL_SANDBOX_OUTSIDE";
 /// Holds the user outside of the sandbox; inside everybody is root.
 const OUTSIDE_USER: &str = "FLANNEL_SANDBOX_OUTSIDE_USER";
 
+/// Says that the users inside are those outside: for programs that need a real root.
+const REAL_USERS: &str = "FLANNEL_SANDBOX_REAL_USERS";
+
 /// A test that takes longer hangs. Generous, as the machine may be busy with other things.
 const TEST_TIME_MAX: Duration = Duration::from_secs(300);
 
@@ -47,6 +50,22 @@ pub fn sandboxed<F: FnOnce()>(test: F) {
 /// # Panics
 /// If the sandbox cannot be made, or with the output of `test` if that panicked.
 pub fn sandboxed_for<F: FnOnce()>(time_max: Duration, test: F) {
+    sandboxed_by(sandbox_command("/proc/self/exe"), time_max, test);
+}
+
+/// Runs `test` as [`sandboxed`] does, but with the users and the control groups of the machine:
+/// container runtimes need them.
+///
+/// # Panics
+/// As [`sandboxed`], or if this is not root.
+pub fn sandboxed_as_root<F: FnOnce()>(test: F) {
+    assert!(getuid().is_root(), "container runtimes need root; run this test with sudo");
+    let mut command = isolated_command("/proc/self/exe", false);
+    command.env(REAL_USERS, "1");
+    sandboxed_by(command, TEST_TIME_MAX, test);
+}
+
+fn sandboxed_by<F: FnOnce()>(mut command: Command, time_max: Duration, test: F) {
     if env::var_os(OUTSIDE).is_some() {
         enter().expect("the sandbox can be furnished");
         return within(time_max, test);
@@ -55,7 +74,7 @@ pub fn sandboxed_for<F: FnOnce()>(time_max: Duration, test: F) {
     let closure = std::any::type_name::<F>();
     let path = closure.trim_end_matches("::{{closure}}");
     let name = path.split_once("::").map_or(path, |(_krate, name)| name);
-    let output = sandbox_command("/proc/self/exe")
+    let output = command
         .args([name, "--exact", "--nocapture", "--test-threads=1"])
         .stdin(Stdio::null())
         .output()
@@ -72,6 +91,10 @@ pub fn sandboxed_for<F: FnOnce()>(time_max: Duration, test: F) {
 /// The program must call [`enter`] before it does anything else.
 /// The sandbox ends when that process ends, or when the thread that started it does.
 pub fn sandbox_command(program: impl AsRef<Path>) -> Command {
+    isolated_command(program, true)
+}
+
+fn isolated_command(program: impl AsRef<Path>, own_users: bool) -> Command {
     let (uid, gid) = (getuid(), getgid());
     let mut command = Command::new(program.as_ref());
     command.env(OUTSIDE, network_namespace().unwrap_or_default());
@@ -79,7 +102,9 @@ pub fn sandbox_command(program: impl AsRef<Path>) -> Command {
     let isolate = move || -> Result<()> {
         die_with_parent()?;
         let private = CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID;
-        match unshare(private | CloneFlags::CLONE_NEWUSER) {
+        let users = if own_users { CloneFlags::CLONE_NEWUSER } else { CloneFlags::empty() };
+        match unshare(private | users) {
+            Ok(()) if !own_users => {}
             Ok(()) => {
                 fs::write("/proc/self/setgroups", "deny")?;
                 fs::write("/proc/self/uid_map", format!("0 {uid} 1"))?;
@@ -161,8 +186,15 @@ pub fn enter() -> Result<()> {
     let none: Option<&str> = None;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
     mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), none)?;
-    mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), none)?;
     mount_tmpfs("/run")?;
+    let keeps_control_groups = env::var_os(REAL_USERS).is_some();
+    if keeps_control_groups {
+        bind(CONTROL_GROUPS, "/run/cgroup")?;
+    }
+    mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), none)?;
+    if keeps_control_groups {
+        bind("/run/cgroup", CONTROL_GROUPS)?;
+    }
     fs::create_dir(daemon::LOG_DIRECTORY)?;
     cover("/etc", &["cni", "kube-flannel"])?;
     cover("/var/lib", &["cni"])?;
@@ -202,6 +234,15 @@ fn within(time_max: Duration, test: impl FnOnce()) {
     });
     test();
     drop(finished);
+}
+
+const CONTROL_GROUPS: &str = "/sys/fs/cgroup";
+
+/// Shows a directory, with all that is mounted in it, in another place too.
+fn bind(from: &str, to: &str) -> Result<()> {
+    let none: Option<&str> = None;
+    fs::create_dir_all(to)?;
+    Ok(mount(Some(from), to, none, MsFlags::MS_BIND | MsFlags::MS_REC, none)?)
 }
 
 /// Makes `directory` writable and hides some of its entries: a tmpfs with links to all others.

@@ -54,12 +54,13 @@ const fn overhead(underlay: Family) -> u16 {
     }
 }
 
-/// The TUN device: flannel's own name, and one that is ours.
-const fn device(family: Family) -> &'static str {
-    match family {
+/// Returns the TUN device: flannel's own name, and one that is ours.
+pub(super) fn device(family: Family) -> LinkName {
+    let name = match family {
         Family::V4 => "flannel0",
         Family::V6 => "flannel0-v6",
-    }
+    };
+    name.parse().expect("it is the name of a link")
 }
 
 const DEFAULT_PORT: u16 = 8285;
@@ -117,7 +118,7 @@ impl Udp {
         }
         Ok(Self {
             network,
-            device: device(family).parse().expect("it is the name of a link"),
+            device: device(family),
             mtu: inner,
             public_ip: underlay.public_ip,
             // The address of the interface: behind a NAT the host does not own the public one.

@@ -97,7 +97,7 @@ impl Vxlan {
         if family == Family::V6 && mtu.get() < Mtu::MIN_IPV6 {
             return Err(BackendError::Ipv6Mtu { mtu: carried.get(), overhead });
         }
-        let device = device(family, vni).parse().map_err(|_| vni_range())?;
+        let device = device_name(family, vni).ok_or_else(vni_range)?;
         let mac = device_mac(device);
         let kind = LinkKind::Vxlan(Tunnel {
             vni,
@@ -234,15 +234,22 @@ impl Vxlan {
     }
 }
 
-/// The name of the tunnel device, as flannel has it.
-fn device(family: Family, vni: Vni) -> String {
-    match family {
-        Family::V4 => format!("flannel.{vni}"),
-        Family::V6 => format!("flannel-v6.{vni}"),
-    }
+/// Returns the tunnel device that a family has with these options.
+pub(super) fn device(options: &Value, family: Family) -> Option<LinkName> {
+    let options: Options = fabric::json::from_value(options.clone()).ok()?;
+    device_name(family, options.vni()?)
 }
 
-/// The network identifiers with which [`device`] is not too long for the name of a link.
+/// The name of the tunnel device, as flannel has it, unless it is too long for a link.
+fn device_name(family: Family, vni: Vni) -> Option<LinkName> {
+    let prefix = match family {
+        Family::V4 => "flannel",
+        Family::V6 => "flannel-v6",
+    };
+    format!("{prefix}.{vni}").parse().ok()
+}
+
+/// The network identifiers with which the name of the device is one of a link.
 const fn vni_range(family: Family) -> &'static str {
     match family {
         Family::V4 => "0 to 9999999",

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::Attributes;
+use super::{Attributes, BackendData};
 
 /// The order of the fields is the order in the text.
 #[derive(Serialize)]
@@ -18,9 +18,9 @@ struct Encoded<'a> {
     #[serde(skip_serializing_if = "str::is_empty")]
     backend_type: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    backend_data: Option<&'a Value>,
+    backend_data: Option<&'a BackendData>,
     #[serde(rename = "BackendV6Data", skip_serializing_if = "Option::is_none")]
-    backend_v6_data: Option<&'a Value>,
+    backend_v6_data: Option<&'a BackendData>,
 }
 
 #[derive(Default, Deserialize)]
@@ -51,12 +51,15 @@ pub(crate) fn encode(attributes: &Attributes) -> Vec<u8> {
 /// Reads a stored value.
 pub(crate) fn decode(json: &[u8]) -> Result<Attributes, fabric::json::Error> {
     let decoded: Decoded = fabric::json::from_slice(json)?;
+    let data = |value: Option<Value>, field| {
+        Some(BackendData::read(value?, fabric::json::text_of_field(json, field)))
+    };
     Ok(Attributes {
         public_ip: decoded.public_ip.unwrap_or(Ipv4Addr::UNSPECIFIED),
         public_ipv6: decoded.public_ipv6,
         backend_type: decoded.backend_type,
-        backend_data: decoded.backend_data,
-        backend_v6_data: decoded.backend_v6_data,
+        backend_data: data(decoded.backend_data, "BackendData"),
+        backend_v6_data: data(decoded.backend_v6_data, "BackendV6Data"),
     })
 }
 
@@ -72,12 +75,30 @@ mod tests {
             r#"{"PublicIP":"192.168.0.3","PublicIPv6":null,"BackendType":"host-gw"}"#,
             r#"{"PublicIP":"192.168.0.3","PublicIPv6":null}"#,
             r#"{"PublicIP":"192.168.0.3","PublicIPv6":null,"BackendType":"ipip"}"#,
+            r#"{"PublicIP":"192.168.0.3","PublicIPv6":null,"BackendType":"wireguard","BackendData":{"PublicKey":"AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=","Port":51820}}"#,
             r#"{"PublicIP":"192.168.0.3","PublicIPv6":null,"BackendType":"ipsec"}"#,
             r#"{"PublicIP":"192.168.0.3","PublicIPv6":null,"BackendType":"extension","BackendData":"text of a command"}"#,
         ] {
             let attributes = decode(value.as_bytes()).unwrap();
             assert_eq!(String::from_utf8(encode(&attributes)).unwrap(), value);
         }
+    }
+
+    #[test]
+    fn what_another_backend_wrote_goes_back_as_it_came() {
+        let value = r#"{"backenddata":{"Z":1e2, "A":[ "\u0041" ],"Z":2},"BackendData":null,"PublicIP":"192.168.0.3","PublicIPv6":null}"#;
+        let written = encode(&decode(value.as_bytes()).unwrap());
+        assert_eq!(
+            String::from_utf8(written).unwrap(),
+            r#"{"PublicIP":"192.168.0.3","PublicIPv6":null,"BackendData":{"Z":1e2, "A":[ "\u0041" ],"Z":2}}"#
+        );
+    }
+
+    #[test]
+    fn data_is_the_same_if_it_means_the_same() {
+        let data = |text| decode(format!(r#"{{"BackendData":{text}}}"#).as_bytes()).unwrap();
+        assert_eq!(data(r#"{"VNI":1,"VtepMAC":"x"}"#), data(r#"{ "VtepMAC": "x", "VNI": 1 }"#));
+        assert_ne!(data(r#"{"VNI":1}"#), data(r#"{"VNI":2}"#));
     }
 
     #[test]

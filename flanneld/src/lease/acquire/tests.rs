@@ -23,7 +23,9 @@ fn attributes(public_ip: [u8; 4], mark: u8) -> Attributes {
         public_ip: public_ip.into(),
         public_ipv6: None,
         backend_type: "vxlan".to_owned(),
-        backend_data: Some(json!({"VNI": 1, "VtepMAC": format!("02:00:00:00:00:{mark:02x}")})),
+        backend_data: Some(
+            json!({"VNI": 1, "VtepMAC": format!("02:00:00:00:00:{mark:02x}")}).into(),
+        ),
         backend_v6_data: None,
     }
 }

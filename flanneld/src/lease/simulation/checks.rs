@@ -6,7 +6,7 @@ use super::store::{Stored, Writer};
 use super::world::{Agent, World};
 use crate::family::{Family, PerFamily};
 use crate::lease::keeper::{Guard, Put, Step, Time};
-use crate::lease::{LeaseKey, wire};
+use crate::lease::{LeaseKey, flannel, wire};
 
 /// The longest way of a packet.
 const SLOWEST: Time = Time::from_secs(20);
@@ -86,16 +86,13 @@ fn may_move(
 /// A single key or value that flannel cannot read would cost its nodes all their peers.
 fn is_readable_for_flannel(put: &Put) -> Result<(), String> {
     let (key, value) = (put.key.to_string(), wire::encode(&put.attributes));
-    let value = String::from_utf8(value).map_err(|error| error.to_string())?;
-    let ipv6 = put.attributes.public_ipv6.map_or("null".to_owned(), |ip| format!("\"{ip}\""));
-    let address = format!(r#"{{"PublicIP":"{}","PublicIPv6":{ipv6}"#, put.attributes.public_ip);
     let is_good = put.key.is_network()
-        && LeaseKey::parse(&key) == Some(put.key)
-        && put.key.ipv4().is_none_or(|ipv4| (8..=30).contains(&ipv4.prefix()))
-        && put.key.ipv6().is_none_or(|ipv6| (8..=126).contains(&ipv6.prefix()))
-        && value.starts_with(&address)
-        && wire::decode(value.as_bytes()).is_ok_and(|read| read == put.attributes);
-    if is_good { Ok(()) } else { Err(format!("{key} = {value}")) }
+        && flannel::read(&key, &value).is_some_and(|seen| {
+            put.key.ipv4().is_none_or(|ipv4| seen.ipv4 == IpNetwork::V4(ipv4))
+                && seen.ipv6 == put.key.ipv6().map(IpNetwork::V6)
+                && seen.public_ip == put.attributes.public_ip
+        });
+    if is_good { Ok(()) } else { Err(format!("{key} = {}", String::from_utf8_lossy(&value))) }
 }
 
 fn may_change(world: &World, agent: usize, stored: &Stored) -> Result<(), String> {

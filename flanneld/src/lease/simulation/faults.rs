@@ -2,6 +2,8 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use serde_json::json;
+
 use super::random::Random;
 use super::store::Writer;
 use super::world::{self, Event, World};
@@ -194,7 +196,7 @@ fn interfere(world: &mut World, fault: Fault) {
                 None => &mut attributes.backend_data,
                 Some(_) => &mut attributes.backend_v6_data,
             };
-            *data = Some("somebody else".into());
+            *data = Some(json!("somebody else").into());
             let lease = world.store.grant(now);
             world.tampered.insert(key, now);
             world.store.write(

@@ -471,7 +471,7 @@ impl Agent {
             IpAddr::V4(ip) => (ip, None),
             IpAddr::V6(ip) => (Ipv4Addr::UNSPECIFIED, Some(ip)),
         };
-        let mark = Some(json!({ "VtepMAC": self.mark }));
+        let mark = Some(json!({ "VtepMAC": self.mark }).into());
         Attributes {
             public_ip,
             public_ipv6,

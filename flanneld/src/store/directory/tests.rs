@@ -22,7 +22,9 @@ fn request(last: u8, previous: Option<&str>) -> Request {
             public_ip: [198, 51, 100, last].into(),
             public_ipv6: None,
             backend_type: "vxlan".to_owned(),
-            backend_data: Some(serde_json::json!({"VNI": 1, "VtepMAC": "02:00:00:00:00:01"})),
+            backend_data: Some(
+                serde_json::json!({"VNI": 1, "VtepMAC": "02:00:00:00:00:01"}).into(),
+            ),
             backend_v6_data: None,
         },
     }
@@ -124,7 +126,7 @@ async fn a_dead_node_with_our_address_is_succeeded_and_a_living_one_is_not() {
     let store = store(&directory);
     let key = acquire(&store, request(1, Some("10.3.5.0-24"))).await.unwrap();
     let mut twin = request(1, None);
-    twin.attributes.backend_data = Some(serde_json::json!({"VtepMAC": "02:00:00:00:00:09"}));
+    twin.attributes.backend_data = Some(serde_json::json!({"VtepMAC": "02:00:00:00:00:09"}).into());
     // Time stands still for the file, so that it always looks as if it had just been renewed.
     let notices = acquire(&store, twin.clone()).await.unwrap_err();
     assert!(notices.iter().any(|n| matches!(n, Notice::Twin { .. })), "{notices:?}");

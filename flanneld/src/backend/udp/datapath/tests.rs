@@ -1,7 +1,5 @@
 //! Two nodes in a sandbox whose kernels do all, some or nothing of what helps.
 
-#![expect(clippy::print_stdout, reason = "what was measured is of interest")]
-
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 

@@ -1,0 +1,317 @@
+//! Real container runtimes over our plugins: containerd by `ctr` and by the interface that kubelet
+//! uses, and podman.
+//!
+//! Each runs a web server in a pod, over flannel's own list and over the list of one plugin. The pod
+//! and a port of the node that leads to it must be reached, and nothing may be left of it.
+//! Container runtimes need root, so this does too.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use flannel_tests::cri::{Cri, PodSandboxConfig, PodSandboxMetadata, PortMapping};
+use flannel_tests::daemon::Daemon;
+use flannel_tests::namespace::Namespace;
+use flannel_tests::sandbox::sandboxed_as_root;
+use flannel_tests::{program, wait};
+use nix::mount::{MsFlags, mount};
+
+/// The lists, by the name of the file in `config`.
+const LISTS: [(&str, &str); 2] = [
+    ("10-flannel.conflist", include_str!("../../config/10-flannel.conflist")),
+    ("10-flannel-native.conflist", include_str!("../../config/10-flannel-native.conflist")),
+];
+
+const SUBNET_FILE: &str = "FLANNEL_NETWORK=10.1.0.0/16\nFLANNEL_SUBNET=10.1.2.1/24\n\
+                           FLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";
+
+/// Serves `/run/rootfs/etc/greeting` on port 80.
+const SERVER: [&str; 6] = ["/bin/httpd", "-f", "-p", "80", "-h", "/etc"];
+const GREETING: &str = "hello from the pod\n";
+
+/// The port of the node that leads to the pod.
+const PORT: u16 = 18080;
+
+/// Makes this machine a node where our plugins are installed under all their names, and returns a
+/// neighbour of it, for which its address is 192.168.9.1.
+fn node() -> Namespace {
+    mount_tmpfs("/opt");
+    fs::create_dir_all("/opt/cni/bin").unwrap();
+    program::run(Command::new(program::flannel()).args(["install", "/opt/cni/bin"]));
+    fs::create_dir_all("/etc/cni/net.d").unwrap();
+    fs::create_dir_all("/run/flannel").unwrap();
+    fs::write("/run/flannel/subnet.env", SUBNET_FILE).unwrap();
+    // Runtimes mount namespaces there, and `ip netns` would hide them.
+    fs::create_dir_all("/run/netns").unwrap();
+    let none: Option<&str> = None;
+    mount(Some("/run/netns"), "/run/netns", none, MsFlags::MS_BIND, none).unwrap();
+    mount(none, "/run/netns", none, MsFlags::MS_SHARED, none).unwrap();
+    make_root_filesystem();
+    let client = Namespace::create("client");
+    client.ip("link add eth0 type veth peer name uplink netns 1");
+    for command in ["address add 192.168.9.1/24 dev uplink", "link set uplink up"] {
+        ip(command);
+    }
+    client.ip("address add 192.168.9.2/24 dev eth0");
+    client.ip("link set eth0 up");
+    client.ip("route add default via 192.168.9.1");
+    client
+}
+
+fn mount_tmpfs(directory: &str) {
+    let none: Option<&str> = None;
+    mount(Some("tmpfs"), directory, Some("tmpfs"), MsFlags::empty(), none).unwrap();
+}
+
+fn ip(arguments: &str) -> String {
+    program::run(program::installed("ip").args(arguments.split_whitespace()))
+}
+
+/// A root with busybox and a greeting.
+fn make_root_filesystem() {
+    for directory in ["bin", "etc", "proc", "sys", "dev", "tmp", "run"] {
+        fs::create_dir_all(Path::new("/run/rootfs").join(directory)).unwrap();
+    }
+    let busybox =
+        program::find("busybox").unwrap_or_else(|| panic!("{}", program::missing("busybox")));
+    fs::copy(busybox, "/run/rootfs/bin/busybox").unwrap();
+    for name in ["sh", "httpd", "sleep"] {
+        symlink("busybox", Path::new("/run/rootfs/bin").join(name)).unwrap();
+    }
+    fs::write("/run/rootfs/etc/greeting", GREETING).unwrap();
+}
+
+/// What the server says at an address, if there is one.
+fn get(address: &str) -> Option<String> {
+    const PATIENCE: Duration = Duration::from_secs(2);
+    let address: SocketAddr = address.parse().unwrap();
+    let mut stream = TcpStream::connect_timeout(&address, PATIENCE).ok()?;
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(b"GET /greeting HTTP/1.0\r\n\r\n").ok()?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).ok()?;
+    Some(text.split_once("\r\n\r\n")?.1.to_owned())
+}
+
+fn assert_serves(client: &Namespace, pod: &str) {
+    let reached = |what: &str, ask: &dyn Fn() -> Option<String>| {
+        wait::until(what, || match ask() {
+            Some(text) if text == GREETING => Ok(()),
+            other => Err(format!("{other:?}")),
+        });
+    };
+    reached("the pod answers the node", &|| get(&format!("{pod}:80")));
+    reached("a port of the node leads to the pod", &|| {
+        client.inside(|| get(&format!("192.168.9.1:{PORT}")))
+    });
+    reached("so it does for the node itself", &|| get(&format!("127.0.0.1:{PORT}")));
+}
+
+/// Everything that a pod could have left behind.
+fn remains() -> String {
+    let mut text = String::new();
+    for directory in ["/var/lib/cni/flannel", "/var/lib/cni/networks/cbr0", "/var/lib/cni/results"]
+    {
+        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if !["lock", "last_reserved_ip.0", ".boot_id"].contains(&&*name) {
+                let _ = writeln!(text, "{directory}/{name}");
+            }
+        }
+    }
+    let links = ip("-o link show type veth");
+    let rules = program::run(program::installed("nft").args(["list", "ruleset"]));
+    let links = links.lines().filter(|line| !line.contains("uplink"));
+    let rules = rules.lines().filter(|line| line.contains("id: ") || line.contains("dnat"));
+    for line in links.chain(rules) {
+        let _ = writeln!(text, "{line}");
+    }
+    text
+}
+
+fn assert_nothing_is_left(list: &str) {
+    wait::until(&format!("nothing is left of the pod over {list}"), || {
+        let remains = remains();
+        if remains.is_empty() { Ok(()) } else { Err(remains) }
+    });
+}
+
+fn use_list(name: &str, text: &str) {
+    for (other, _) in LISTS {
+        let _only_one_is_there = fs::remove_file(Path::new("/etc/cni/net.d").join(other));
+    }
+    fs::write(Path::new("/etc/cni/net.d").join(name), text).unwrap();
+}
+
+/// The address of the only pod of the network.
+fn only_address() -> Option<String> {
+    let entries = fs::read_dir("/var/lib/cni/networks/cbr0").into_iter().flatten().flatten();
+    let mut names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    names.find(|name| name.starts_with("10.1.2."))
+}
+
+const SOCKET: &str = "/run/containerd.sock";
+
+/// containerd with its data in `/run`, with or without what kubelet talks to.
+fn containerd(cri: bool) -> Daemon {
+    let disabled = if cri { "" } else { "\"io.containerd.grpc.v1.cri\"" };
+    let config = format!(
+        r#"version = 2
+root = "/run/containerd-root"
+state = "/run/containerd-state"
+disabled_plugins = [{disabled}]
+[grpc]
+ address = "{SOCKET}"
+[plugins."io.containerd.grpc.v1.cri"]
+ sandbox_image = "localhost/pod:test"
+ restrict_oom_score_adj = true
+ [plugins."io.containerd.grpc.v1.cri".containerd]
+  snapshotter = "native"
+ [plugins."io.containerd.grpc.v1.cri".cni]
+  bin_dir = "/opt/cni/bin"
+  conf_dir = "/etc/cni/net.d"
+"#
+    );
+    fs::write("/run/containerd.toml", config).unwrap();
+    let mut command = program::installed("containerd");
+    let daemon = Daemon::start("containerd", command.args(["-c", "/run/containerd.toml"]));
+    wait::until_true("containerd answers", || {
+        program::outcome(&mut ctr(&["version"])).status.success()
+    });
+    daemon
+}
+
+fn ctr(arguments: &[&str]) -> Command {
+    let mut command = program::installed("ctr");
+    command.args(["--address", SOCKET, "--namespace", "k8s.io"]).args(arguments);
+    command
+}
+
+/// `ctr` attaches without host ports, and detaches without saying where the pod was.
+#[test]
+fn ctr_runs_a_pod_and_leaves_no_trace_of_it() {
+    sandboxed_as_root(|| {
+        let _client = node();
+        let _containerd = containerd(false);
+        for (list, text) in LISTS {
+            use_list(list, text);
+            let run = ["run", "--rm", "--cni", "--rootfs", "/run/rootfs", "pod"];
+            let mut command = ctr(&run);
+            let mut pod = Daemon::start("ctr", command.args(SERVER));
+            wait::until(&format!("the pod answers over {list}"), || {
+                let text = only_address().and_then(|address| get(&format!("{address}:80")));
+                if text.as_deref() == Some(GREETING) { Ok(()) } else { Err(pod.log()) }
+            });
+            program::run(&mut ctr(&["task", "kill", "--signal", "KILL", "pod"]));
+            pod.wait();
+            assert_nothing_is_left(list);
+        }
+    });
+}
+
+/// An archive of an image that serves, as `docker save` writes it.
+fn make_image() {
+    let sh = |script: &str| program::run(program::installed("sh").args(["-ec", script]));
+    let layer = sh("mkdir -p /run/image; tar -C /run/rootfs -cf /run/image/layer.tar .; \
+                    sha256sum /run/image/layer.tar | cut -d' ' -f1");
+    let command = serde_json::to_string(&SERVER).unwrap();
+    let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+    let config = format!(
+        r#"{{"architecture":"{architecture}","os":"linux","config":{{"Cmd":{command}}},
+            "rootfs":{{"type":"layers","diff_ids":["sha256:{}"]}}}}"#,
+        layer.trim()
+    );
+    fs::write("/run/image/config.json", config).unwrap();
+    let manifest =
+        r#"[{"Config":"config.json","RepoTags":["localhost/pod:test"],"Layers":["layer.tar"]}]"#;
+    fs::write("/run/image/manifest.json", manifest).unwrap();
+    sh("tar -C /run/image -cf /run/image.tar manifest.json config.json layer.tar");
+}
+
+#[test]
+fn containerd_runs_pods_for_kubelet_and_leaves_no_trace_of_them() {
+    sandboxed_as_root(|| {
+        let client = node();
+        use_list(LISTS[0].0, LISTS[0].1);
+        let _containerd = containerd(true);
+        make_image();
+        let import = ["images", "import", "--snapshotter", "native", "/run/image.tar"];
+        program::run(&mut ctr(&import));
+        let cri = Cri::at(Path::new(SOCKET));
+        for (list, text) in LISTS {
+            use_list(list, text);
+            wait::until(&format!("containerd can run pods over {list}"), || cri.ready());
+            let metadata = PodSandboxMetadata {
+                name: "pod".to_owned(),
+                uid: "uid".to_owned(),
+                namespace: "default".to_owned(),
+            };
+            let rate = ("kubernetes.io/ingress-bandwidth".to_owned(), "100M".to_owned());
+            let pod = cri.run_pod(PodSandboxConfig {
+                metadata: Some(metadata),
+                hostname: "pod".to_owned(),
+                log_directory: "/run/log".to_owned(),
+                port_mappings: vec![PortMapping { container_port: 80, host_port: PORT.into() }],
+                annotations: HashMap::from([rate]),
+            });
+            let pod = pod.unwrap_or_else(|error| panic!("over {list}: {error}"));
+            let address = cri.address(&pod).unwrap();
+            assert!(address.starts_with("10.1.2."), "{address}");
+            assert_serves(&client, &address);
+            let limits = program::run(program::installed("tc").args(["qdisc", "show"]));
+            // Only the list of one plugin asks for them.
+            assert_eq!(limits.contains("tbf"), text.contains("bandwidth"), "{limits}");
+            cri.remove_pod(&pod).unwrap();
+            assert_nothing_is_left(list);
+        }
+    });
+}
+
+#[test]
+fn podman_runs_a_pod_and_leaves_no_trace_of_it() {
+    sandboxed_as_root(|| {
+        let client = node();
+        let config = r#"
+[network]
+network_backend = "cni"
+cni_plugin_dirs = ["/opt/cni/bin"]
+network_config_dir = "/etc/cni/net.d"
+default_network = "cbr0"
+[engine]
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+runtime = "runc"
+[containers]
+log_driver = "k8s-file"
+"#;
+        fs::write("/run/containers.conf", config).unwrap();
+        let podman = |arguments: &[&str]| {
+            let mut command = program::installed("podman");
+            command.env("CONTAINERS_CONF", "/run/containers.conf");
+            let place = ["--root", "/run/podman", "--runroot", "/run/podman-run"];
+            command.args(place).args(["--storage-driver", "vfs"]).args(arguments);
+            program::run(&mut command)
+        };
+        let archive = ["-C", "/run/rootfs", "-cf", "/run/rootfs.tar", "."];
+        program::run(program::installed("tar").args(archive));
+        podman(&["import", "/run/rootfs.tar", "localhost/pod:test"]);
+        for (list, text) in LISTS {
+            use_list(list, text);
+            let port = format!("{PORT}:80");
+            let run = ["run", "--detach", "--name", "pod", "--network", "cbr0", "--publish", &port];
+            podman(&[&run[..], &["localhost/pod:test"], &SERVER].concat());
+            assert_serves(&client, &only_address().unwrap());
+            podman(&["rm", "--force", "--time", "0", "pod"]);
+            assert_nothing_is_left(list);
+        }
+    });
+}
