@@ -187,8 +187,8 @@ impl Backend for Udp {
     fn desired(&self, own: IpNetwork, peers: &[Peer<'_>]) -> Desired {
         let Self { network, device: link, public_ip, listen, .. } = *self;
         // The lease of this backend names no type.
-        let this = This { network, own, public_ip, backend_type: "" };
-        let (admitted, left_out) = admit(this, peers, |peer| self.port_of(peer));
+        let this = This { network, own, public_ip, backend_types: &[""] };
+        let (admitted, left_out) = admit(this, peers, |peer, _| self.port_of(peer));
         let peers = admitted.iter().map(|peer| (peer.subnet, (peer.public_ip, peer.found).into()));
         let forwarding = Forwarding { device: link, listen, own, peers: peers.collect() };
         let mut desired = Desired { left_out, forwarding: vec![forwarding], ..Desired::default() };
