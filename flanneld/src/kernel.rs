@@ -43,13 +43,6 @@ pub(crate) struct Outcome {
     pub(crate) rules_unwatched: bool,
 }
 
-impl Outcome {
-    /// Whether everything is as wanted.
-    pub(crate) fn is_complete(&self) -> bool {
-        self.node_failures.is_empty() && self.other_failures.is_empty()
-    }
-}
-
 /// What the applier thread is asked for.
 enum Request {
     MakeTrue(Box<Wanted>, oneshot::Sender<Outcome>),
