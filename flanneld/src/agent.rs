@@ -142,19 +142,13 @@ async fn serve(
     let interface = wait_for_interface(&options.interface, &families).await?;
     let choices = Choices::of(facts.published);
     let setup = Setup::new(&config, &interface, &choices)?;
-    for family in families.iter().filter(|family| !setup.backends.carry(**family)) {
-        warn!(
-            backend = %config.backend.kind, %family,
-            "the backend does not carry this family: pods reach each other by it on their own node \
-             only"
-        );
-    }
     let request = Request {
         pools: config.pools,
         previous: previous_subnets(&options),
         attributes: setup.attributes.clone(),
     };
     let kernel = Kernel::start().map_err(system("start the thread that speaks to the kernel"))?;
+    let traffic = kernel::log_traffic_on_signal(kernel.clone());
     let node = Node {
         setup,
         rules: options.rules,
@@ -196,6 +190,7 @@ async fn serve(
         () = setup::remake(config, interface, &choices, remade) => Ok(()),
         () = notify_supervisor(is_ready.clone()) => Ok(()),
         () = install::tell_runtime(options.cni_conf, is_ready) => Ok(()),
+        ended = traffic => ended.map_err(system("listen for SIGUSR1")),
     }
 }
 
