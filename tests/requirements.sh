@@ -62,6 +62,7 @@ unpack() {
 Dir::Etc::sourcelist "$apt/sources.list";
 Dir::Etc::sourceparts "-";
 Dir::State::lists "$apt/lists";
+Dir::State::status "/dev/null";
 Dir::Cache "$apt";
 APT::Sandbox::User "";
 CONF

@@ -328,9 +328,8 @@ fn veth_link(attachment: &Attachment, netns: &Path, bridge: &Bridge, ips: &[Ip])
         mac: Some(pod_mac(attachment, bridge, ips)),
         mtu: bridge.mtu,
     };
-    let [.., a, b, c, d, e, f] = digest(attachment);
     Link {
-        mac: Some(MacAddr::local([a, b, c, d, e, f])),
+        mac: Some(host_mac(attachment)),
         mtu: bridge.mtu,
         port: Some(BridgePort {
             bridge: bridge.name,
@@ -348,11 +347,29 @@ fn sandbox(
     ips: &[Ip],
     routes: &[result::Route],
 ) -> NetState {
-    let if_name = attachment.if_name;
-    let mut state = NetState::default();
     let mac = Some(pod_mac(attachment, bridge, ips));
     let up = bridge.up;
     let interface = Link { mac, mtu: bridge.mtu, up, ..Link::up(LinkKind::Veth(None)) };
+    let if_name = attachment.if_name;
+    let mut state = inside(if_name, interface, ips, routes);
+    if bridge.probed {
+        let is_v6 = |address: &&Address| address.ip.is_ipv6();
+        state.probed = state.addresses.iter().filter(is_v6).copied().collect();
+        for parameter in ["accept_dad", "enhanced_dad"] {
+            state.sysctls.insert(Sysctl::ipv6(if_name, parameter), "1".to_owned());
+        }
+    }
+    state
+}
+
+/// Returns what shall be in a sandbox whose interface has these addresses and routes.
+pub fn inside(
+    if_name: LinkName,
+    interface: Link,
+    ips: &[Ip],
+    routes: &[result::Route],
+) -> NetState {
+    let mut state = NetState::default();
     state.links.insert(if_name, interface);
     state.links.insert(loopback(), Link::up(LinkKind::Loopback));
     state.addresses = ips.iter().map(|ip| Address { link: if_name, ip: ip.address }).collect();
@@ -363,13 +380,6 @@ fn sandbox(
             state.sysctls.insert(Sysctl::ipv6(link, "disable_ipv6"), "0".to_owned());
         }
         state.sysctls.insert(Sysctl::ipv6(if_name, "keep_addr_on_down"), "1".to_owned());
-    }
-    if bridge.probed {
-        let is_v6 = |address: &&Address| address.ip.is_ipv6();
-        state.probed = state.addresses.iter().filter(is_v6).copied().collect();
-        for parameter in ["accept_dad", "enhanced_dad"] {
-            state.sysctls.insert(Sysctl::ipv6(if_name, parameter), "1".to_owned());
-        }
     }
     state
 }
@@ -388,10 +398,20 @@ fn kernel_route(if_name: LinkName, ips: &[Ip], route: &result::Route) -> (RouteK
 }
 
 fn pod_mac(attachment: &Attachment, bridge: &Bridge, ips: &[Ip]) -> MacAddr {
+    bridge.mac.unwrap_or_else(|| own_mac(attachment, ips))
+}
+
+/// The Ethernet address of an interface in a sandbox if nobody asked for another one.
+pub fn own_mac(attachment: &Attachment, ips: &[Ip]) -> MacAddr {
     let [_, _, _, _, a, b, c, d, e, f, ..] = digest(attachment);
     let own = || MacAddr::local([a, b, c, d, e, f]);
-    let by_address = || ips.first().map_or_else(own, |ip| mac_of(ip.address.ip()));
-    bridge.mac.unwrap_or_else(by_address)
+    ips.first().map_or_else(own, |ip| mac_of(ip.address.ip()))
+}
+
+/// The Ethernet address of the host's end.
+pub fn host_mac(attachment: &Attachment) -> MacAddr {
+    let [.., a, b, c, d, e, f] = digest(attachment);
+    MacAddr::local([a, b, c, d, e, f])
 }
 
 fn loopback() -> LinkName {
@@ -403,7 +423,8 @@ fn everything(gateway: IpAddr) -> IpNetwork {
     IpNetwork::new(any, 0).expect("zero is a prefix length")
 }
 
-fn network(ip: IpNetwork) -> IpNetwork {
+/// The network that an address is in.
+pub fn network(ip: IpNetwork) -> IpNetwork {
     IpNetwork::new(ip.network(), ip.prefix()).expect("a prefix of this family")
 }
 

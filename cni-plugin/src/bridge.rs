@@ -165,7 +165,7 @@ impl Bridge {
 }
 
 /// Whether name servers are configured here, be it that there shall be none.
-fn says_dns(delegate: &Map<String, Value>) -> bool {
+pub fn says_dns(delegate: &Map<String, Value>) -> bool {
     let keys = ["nameservers", "domain", "search", "options"];
     keys.iter().any(|key| lookup(delegate, &["dns", key]).is_some_and(|value| !value.is_null()))
 }
@@ -207,11 +207,7 @@ struct RawMac {
 
 impl RawBridge {
     fn masquerade(&self) -> Result<Option<Engine>, BridgeError> {
-        let engine = match self.ip_masq_backend.as_str() {
-            "" => Engine::Nftables,
-            name => Engine::named(name)
-                .ok_or_else(|| BridgeError::MasqueradeBackend(name.to_owned()))?,
-        };
+        let engine = masquerade_engine(&self.ip_masq_backend)?;
         Ok(self.ip_masq.then_some(engine))
     }
 
@@ -224,13 +220,25 @@ impl RawBridge {
     }
 }
 
+/// Returns what the rules go into that hide pods.
+///
+/// # Errors
+/// If there is nothing of that name.
+pub fn masquerade_engine(backend: &str) -> Result<Engine, BridgeError> {
+    if backend.is_empty() {
+        return Ok(Engine::Nftables);
+    }
+    let unknown = || BridgeError::MasqueradeBackend(backend.to_owned());
+    Engine::named(backend).ok_or_else(unknown)
+}
+
 /// Returns the name of the bridge where nothing is configured.
 pub fn default_name() -> LinkName {
     "cni0".parse().expect("four letters and digits are a name")
 }
 
 /// Zero stands for the kernel's default.
-fn mtu(bytes: i64) -> Result<Option<Mtu>, BridgeError> {
+pub fn mtu(bytes: i64) -> Result<Option<Mtu>, BridgeError> {
     if bytes == 0 {
         return Ok(None);
     }

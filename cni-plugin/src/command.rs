@@ -7,8 +7,11 @@ pub mod del;
 pub mod firewall;
 pub mod flannel;
 pub mod gc;
+mod interface;
 pub mod loopback;
+pub mod macvlan;
 pub mod ports;
+pub mod ptp;
 pub mod status;
 pub mod tuning;
 

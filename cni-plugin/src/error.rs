@@ -22,8 +22,10 @@ use crate::ipam::store::StoreError;
 use crate::ipam::{IpamError, NoAddress};
 use crate::iptables::IptablesError;
 use crate::kernel::KernelError;
+use crate::macvlan::MacvlanError;
 use crate::netconf::NetConfError;
 use crate::portmap::PortMapError;
+use crate::ptp::PtpError;
 use crate::result::ResultError;
 use crate::sandbox::SandboxError;
 use crate::sharing::Conflict;
@@ -76,6 +78,12 @@ pub enum Error {
     /// The sandbox cannot be changed as configured.
     #[error(transparent)]
     Tuning(#[from] TuningError),
+    /// There cannot be such a pair.
+    #[error(transparent)]
+    Ptp(#[from] PtpError),
+    /// There cannot be such an interface.
+    #[error(transparent)]
+    Macvlan(#[from] MacvlanError),
     /// What the sandbox was before cannot be kept.
     #[error(transparent)]
     Kept(#[from] KeptError),
@@ -212,6 +220,12 @@ impl Error {
             Self::Firewall(FirewallError::Firewalld) => UNSUPPORTED_FIELD,
             Self::Tuning(TuningError::Args(_)) => INVALID_ENVIRONMENT,
             Self::Firewall(_) | Self::Tuning(_) => INVALID_CONFIGURATION,
+            Self::Ptp(PtpError::Json(_)) | Self::Macvlan(MacvlanError::Json(_)) => UNDECODABLE,
+            Self::Ptp(PtpError::Ipam(error)) | Self::Macvlan(MacvlanError::Ipam(error)) => {
+                source_code(error)
+            }
+            Self::Macvlan(MacvlanError::Args(_)) => INVALID_ENVIRONMENT,
+            Self::Ptp(_) | Self::Macvlan(_) => INVALID_CONFIGURATION,
             Self::Kept(_) => IO,
             Self::Peer(_) | Self::NoResult => INVALID_CONFIGURATION,
             Self::NotChained => INVALID_CONFIGURATION,

@@ -96,6 +96,11 @@ pub fn remove(attachment: &Attachment) -> Result<bool, IptablesError> {
     Ok(had_any)
 }
 
+/// Whether ports may lead to an attachment by iptables.
+pub fn has_ports(attachment: &Attachment) -> bool {
+    !places(TableName::Nat, &[portmap::iptables::chain_of(attachment)]).is_empty()
+}
+
 /// Removes the rules of those containers of a network that are not `valid`.
 ///
 /// # Errors

@@ -22,8 +22,10 @@ pub mod bridge;
 pub mod delegate;
 pub mod external;
 pub mod ipam;
+pub mod macvlan;
 pub mod masquerade;
 pub mod portmap;
+pub mod ptp;
 pub mod sharing;
 pub mod tuning;
 

@@ -26,11 +26,15 @@ pub enum Plugin {
     Firewall,
     /// Changes properties of a pod's interface and parameters of its namespace.
     Tuning,
+    /// Makes a veth pair between the node itself and a sandbox.
+    Ptp,
+    /// Gives a sandbox an interface on a link of the node.
+    Macvlan,
 }
 
 impl Plugin {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Flannel,
         Self::Bridge,
         Self::HostLocal,
@@ -40,6 +44,8 @@ impl Plugin {
         Self::Bandwidth,
         Self::Firewall,
         Self::Tuning,
+        Self::Ptp,
+        Self::Macvlan,
     ];
 
     /// Returns the name that network lists have for it.
@@ -54,6 +60,8 @@ impl Plugin {
             Self::Bandwidth => "bandwidth",
             Self::Firewall => "firewall",
             Self::Tuning => "tuning",
+            Self::Ptp => "ptp",
+            Self::Macvlan => "macvlan",
         }
     }
 
@@ -67,7 +75,9 @@ impl Plugin {
             | Self::Loopback
             | Self::Portmap
             | Self::Static
-            | Self::Tuning => Version::V0_1_0,
+            | Self::Tuning
+            | Self::Ptp
+            | Self::Macvlan => Version::V0_1_0,
             Self::Firewall => Version::V0_4_0,
             Self::Bandwidth => Version::V0_3_0,
         }

@@ -47,6 +47,13 @@ pub enum Marking {
     Chain(String),
 }
 
+impl Backend {
+    /// What the Go plugin does if it is not told anything else.
+    pub fn of_go_plugin() -> Self {
+        Self::Iptables(Conditions::default(), Marking::Bit(MARK_BIT))
+    }
+}
+
 impl Default for Backend {
     fn default() -> Self {
         Self::Nftables(Conditions::default())

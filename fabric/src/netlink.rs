@@ -15,7 +15,9 @@ mod shaping;
 mod socket;
 
 pub use apply::{ApplyError, apply};
-pub use interfaces::{DefaultRoute, Interface, InterfaceAddress, Inventory, aliases, route_to};
+pub use interfaces::{
+    DefaultRoute, Interface, InterfaceAddress, Inventory, Way, aliases, route_to,
+};
 pub use link_up::LinkMonitor;
 pub use observe::{Adopted, Routes, Scope, observe};
 pub use peers::{link_of_index, peer_of};

@@ -338,7 +338,10 @@ impl Diff<'_> {
 
     fn replace_routes(&self, flushed: &Flushed, ops: &mut Vec<Op>) {
         let links: BTreeSet<LinkName> = flushed.iter().map(|(link, _)| *link).collect();
-        for (key, route) in &self.desired.routes {
+        // The next hop of one may only be reached by another.
+        let mut routes: Vec<_> = self.desired.routes.iter().collect();
+        routes.sort_by_key(|(_, route)| route.via.is_some());
+        for (key, route) in routes {
             let lost = !self.survives(&route.link) || links.contains(&route.link);
             match self.observed.routes.get(key) {
                 None => ops.push(Op::AddRoute(*key, *route)),

@@ -26,9 +26,9 @@ use crate::family::{Family, PerFamily};
 use crate::kernel::{self, Kernel};
 use crate::lease::LeaseKey;
 use crate::lease::acquire::Request;
-use crate::masquerade::RuleOptions;
 use crate::notifications::Notifications;
 use crate::reconciler::{self, Channels, Node};
+use crate::rules::engine::Engine;
 use crate::shutdown::Shutdown;
 use crate::store::{DirectoryStore, EtcdStore, LeaseStore, StoreError};
 use crate::{clock, health, readdress, renewal, retry};
@@ -152,17 +152,16 @@ async fn serve(
         previous: previous_subnets(&options),
         attributes: backends.attributes(&interface),
     };
-    let rules = RuleOptions {
-        masquerade: options.ip_masq,
-        random_fully: options.random_fully,
-        forward: options.forward_rules,
-    };
+    let engine = Engine::choose(config.enable_nftables, families.iter().copied());
     let kernel = Kernel::start().map_err(system("start the thread that speaks to the kernel"))?;
     let node = Node {
         backends,
         underlay: interface.name,
         networks,
-        rules,
+        engine,
+        rules: options.rules,
+        rules_interval: options.rules_interval,
+        ip_masq: options.ip_masq,
         subnet_file: options.subnet_file,
         kernel,
     };

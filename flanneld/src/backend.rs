@@ -11,8 +11,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use fabric::link_name::LinkName;
 use fabric::mac::MacAddr;
 use fabric::mtu::Mtu;
-use fabric::netlink::Scope;
-use fabric::netstate::NetState;
+use fabric::netlink::{Adopted, Scope};
+use fabric::netstate::{NetState, ROUTE_PROTOCOL, Route};
 use ipnetwork::IpNetwork;
 use serde_json::Value;
 
@@ -157,6 +157,31 @@ impl Desired {
     }
 }
 
+/// Returns the route to a peer that needs no tunnel. Peers of vxlan and of host-gw take plain
+/// packets alike, so that a cluster can change from one to the other, node by node.
+///
+/// # Errors
+/// If there is a router in between.
+fn plain_route(underlay: &Underlay, public_ip: IpAddr) -> Result<Route, Reason> {
+    if underlay.on_link.excludes(public_ip) {
+        return Err(Reason::NotOnLink(public_ip, underlay.link));
+    }
+    Ok(Route {
+        link: underlay.link,
+        via: Some(public_ip),
+        onlink: false,
+        protocol: ROUTE_PROTOCOL,
+        source: None,
+    })
+}
+
+/// Returns the routes to peers on the interface between nodes that count as ours although flannel
+/// made them.
+fn adopted(underlay: &Underlay, peers: &[Peer<'_>]) -> Adopted {
+    let gateways = peers.iter().filter_map(|peer| peer.public_ip).collect();
+    Adopted { link: underlay.link, gateways }
+}
+
 /// Why a peer is left out.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub(crate) enum Reason {
@@ -180,6 +205,10 @@ pub(crate) enum Reason {
     BackendData(String),
     #[error("its Ethernet address is that of {0}")]
     SameMac(String),
+    #[error(
+        "its public address {0} is behind a router, where only a tunnel reaches, not on the network of {1}"
+    )]
+    NotOnLink(IpAddr, LinkName),
 }
 
 /// Why the configuration of a backend cannot be used.
@@ -191,8 +220,6 @@ pub(crate) enum BackendError {
     Json(#[from] fabric::json::Error),
     #[error("Backend.{key} {value} is out of range: want {expected}")]
     Range { key: &'static str, value: i64, expected: &'static str },
-    #[error("Backend.DirectRouting is not available: leave it out or set it to false")]
-    DirectRouting,
     #[error(
         "host-gw cannot work behind a NAT: other nodes send to {public_ip}, but the interface has \
          {ip}; use vxlan"

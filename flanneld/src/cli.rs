@@ -13,6 +13,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnetwork::IpNetwork;
+
+use crate::family::Family;
+use crate::rules::RuleOptions;
 pub(crate) use flags::usage;
 use flags::{FLAGS, Flag, Kind};
 pub(crate) use lease::{LeaseCommand, Verb};
@@ -37,9 +41,10 @@ pub(crate) struct Options {
     pub(crate) interface: InterfaceOptions,
     pub(crate) subnet_file: PathBuf,
     pub(crate) renew_margin: Duration,
+    /// What the subnet file says about masquerading.
     pub(crate) ip_masq: bool,
-    pub(crate) random_fully: bool,
-    pub(crate) forward_rules: bool,
+    pub(crate) rules: RuleOptions,
+    pub(crate) rules_interval: Duration,
     pub(crate) health: Option<SocketAddr>,
     pub(crate) verbosity: i64,
     /// Variables of the environment that were left out, and why.
@@ -213,14 +218,15 @@ impl Typed {
         if !(1..1440).contains(&margin) {
             return Err(self.invalid("subnet-lease-renew-margin", "minutes from 1 to 1439"));
         }
+        let interval = self.number("iptables-resync")?;
         Ok(Options {
             store: self.store(),
             interface: self.interface()?,
             subnet_file: self.text("subnet-file").into(),
             renew_margin: Duration::from_secs(margin.unsigned_abs() * 60),
             ip_masq: self.switch("ip-masq"),
-            random_fully: !self.switch("ip-masq-fully-random-disable"),
-            forward_rules: self.switch("iptables-forward-rules"),
+            rules: self.rules()?,
+            rules_interval: Duration::from_secs(interval.clamp(1, 3600).unsigned_abs()),
             health,
             verbosity: self.number("v")?,
             ignored: self.ignored,
@@ -270,6 +276,31 @@ impl Typed {
             public_ip: self.parsed("public-ip", "an IPv4 address")?,
             public_ipv6: self.parsed("public-ipv6", "an IPv6 address")?,
         })
+    }
+
+    fn rules(&self) -> Result<RuleOptions, UsageError> {
+        let families = [(Family::V4, "ip-masq-ipv4"), (Family::V6, "ip-masq-ipv6")];
+        let is_on = |flag| self.switch("ip-masq") && self.switch(flag);
+        let on = families.into_iter().filter(|(_, flag)| is_on(flag));
+        Ok(RuleOptions {
+            masquerade: on.map(|(family, _)| family).collect(),
+            masquerade_except: self.networks("ip-masq-except")?,
+            random_fully: !self.switch("ip-masq-fully-random-disable"),
+            forward: self.switch("iptables-forward-rules"),
+        })
+    }
+
+    /// The values of a flag that may be given more than once.
+    fn networks(&self, flag: &'static str) -> Result<Vec<IpNetwork>, UsageError> {
+        let given = self.values.get(flag).into_iter().flatten().filter(|text| !text.is_empty());
+        let network = |text: &String| {
+            text.parse::<IpNetwork>().map_err(|_| UsageError::Value {
+                flag,
+                value: text.clone(),
+                expected: "a network such as 10.0.0.0/8, or an address".to_owned(),
+            })
+        };
+        given.map(network).collect()
     }
 
     fn text(&self, name: &'static str) -> String {

@@ -19,8 +19,8 @@ use crate::family::{Family, PerFamily};
 pub(crate) struct NetworkConfig {
     /// The subnets to lease: of IPv4 unless it is switched off, of IPv6 if it is switched on.
     pub(crate) pools: PerFamily<Pool>,
-    /// Whether rules go into nftables by the administrator's word.
-    pub(crate) enable_nftables: bool,
+    /// Whether rules go into nftables or into iptables, by the administrator's word.
+    pub(crate) enable_nftables: Option<bool>,
     /// How packets travel between nodes.
     pub(crate) backend: BackendConfig,
 }
@@ -123,7 +123,7 @@ struct Document {
     #[serde(rename = "EnableIPv6")]
     enable_ipv6: bool,
     #[serde(rename = "EnableNFTables")]
-    enable_nftables: bool,
+    enable_nftables: Option<bool>,
     #[serde(rename = "SubnetLen")]
     subnet_len: Option<u32>,
     #[serde(rename = "SubnetMin")]

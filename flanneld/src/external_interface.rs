@@ -13,6 +13,7 @@ use regex_lite::Regex;
 
 use crate::cli::InterfaceOptions;
 use crate::family::{Family, PerFamily};
+use crate::on_link::OnLink;
 
 /// The interface between nodes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +24,8 @@ pub(crate) struct ExternalInterface {
     pub(crate) mtu: Mtu,
     /// Its address for each family that the network has.
     pub(crate) addresses: PerFamily<NodeAddress>,
+    /// What is on its network.
+    pub(crate) on_link: OnLink,
 }
 
 /// The underlay address of a node.
@@ -35,7 +38,7 @@ pub(crate) struct NodeAddress {
 }
 
 /// The interface between nodes, as one family sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Underlay {
     /// The name of the interface.
     pub(crate) link: LinkName,
@@ -45,13 +48,16 @@ pub(crate) struct Underlay {
     pub(crate) ip: IpAddr,
     /// The address that other nodes send to; differs behind a NAT.
     pub(crate) public_ip: IpAddr,
+    /// What is on its network.
+    pub(crate) on_link: OnLink,
 }
 
 impl ExternalInterface {
     /// Returns what a family sees of it.
     pub(crate) fn underlay(&self, family: Family) -> Option<Underlay> {
         let NodeAddress { ip, public_ip } = *self.addresses.get(family)?;
-        Some(Underlay { link: self.name, mtu: self.mtu, ip, public_ip })
+        let on_link = self.on_link.clone();
+        Some(Underlay { link: self.name, mtu: self.mtu, ip, public_ip, on_link })
     }
 }
 
@@ -74,7 +80,9 @@ impl ExternalInterface {
         let now = inventory.interfaces.iter().find(|interface| interface.name == self.name)?;
         let is_there = |wanted: &NodeAddress| now.addresses.iter().any(|now| now.ip == wanted.ip);
         let mtu = Mtu::new(now.mtu)?;
-        self.addresses.values().all(is_there).then_some(Self { mtu, ..self.clone() })
+        let on_link = OnLink::by(self.name, &inventory.ways);
+        let now = Self { mtu, on_link, ..self.clone() };
+        self.addresses.values().all(is_there).then_some(now)
     }
 }
 
@@ -281,7 +289,8 @@ impl<'a> Host<'a> {
             let ip = ip.ok_or_else(|| format!("it has no usable {family} address"))?;
             Ok::<_, String>(Some(NodeAddress { ip, public_ip: public.unwrap_or(ip) }))
         })?;
-        Ok(ExternalInterface { name: interface.name, mtu, addresses })
+        let on_link = OnLink::by(interface.name, &self.inventory.ways);
+        Ok(ExternalInterface { name: interface.name, mtu, addresses, on_link })
     }
 
     fn unknown(&self, what: &str) -> String {

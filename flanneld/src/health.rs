@@ -13,15 +13,29 @@ use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, warn};
 
 /// A probe that takes longer is no probe.
 const CONNECTION_MAX: Duration = Duration::from_secs(10);
 
+/// After a kill, what the killed program was just starting holds its port a moment longer.
+const PORT_PATIENCE: Duration = Duration::from_secs(2);
+const PORT_RETRY: Duration = Duration::from_millis(20);
+
 /// Takes the port, or says why not.
 pub(crate) async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    TcpListener::bind(address).await
+    let start = Instant::now();
+    loop {
+        match TcpListener::bind(address).await {
+            Err(error)
+                if error.kind() == io::ErrorKind::AddrInUse && start.elapsed() < PORT_PATIENCE =>
+            {
+                sleep(PORT_RETRY).await;
+            }
+            bound => return bound,
+        }
+    }
 }
 
 /// Answers until the program ends.

@@ -10,20 +10,22 @@ use std::thread;
 use fabric::link_name::LinkName;
 use fabric::netlink::{ApplyError, NetlinkError, Report, Scope, Socket, converge};
 use fabric::netstate::NetState;
-use fabric::packet_filter::nft::Nft;
-use fabric::packet_filter::{self, Ruleset};
 use tokio::sync::oneshot;
 use tracing::debug;
 
 use crate::backend::udp::datapath::{DataPath, Forwarding};
 use crate::errors::chain;
+use crate::rules::NodeRules;
+use crate::rules::engine::{Engine, RuleKeeper};
 
 /// What the kernel shall look like.
 #[derive(Debug)]
 pub(crate) struct Wanted {
     pub(crate) scope: Scope,
     pub(crate) state: NetState,
-    pub(crate) rules: Ruleset,
+    /// What evaluates the rules.
+    pub(crate) engine: Engine,
+    pub(crate) rules: NodeRules,
     pub(crate) forwarding: Option<Forwarding>,
 }
 
@@ -34,14 +36,16 @@ pub(crate) struct Outcome {
     pub(crate) operations: usize,
     /// What failed of those that concern this node.
     pub(crate) node_failures: Vec<String>,
-    /// What failed of those that concern one peer each.
-    pub(crate) peer_failures: Vec<String>,
+    /// What failed of the rest: of what concerns one peer each, and of clearing up.
+    pub(crate) other_failures: Vec<String>,
+    /// Whether the kernel does not tell when the rules change.
+    pub(crate) rules_unwatched: bool,
 }
 
 impl Outcome {
     /// Whether everything is as wanted.
     pub(crate) fn is_complete(&self) -> bool {
-        self.node_failures.is_empty() && self.peer_failures.is_empty()
+        self.node_failures.is_empty() && self.other_failures.is_empty()
     }
 }
 
@@ -56,10 +60,11 @@ impl Kernel {
         let mut socket = Socket::open()?;
         let (requests, queue) = blocking::channel::<(Wanted, oneshot::Sender<Outcome>)>();
         let serve = move || {
-            let mut data_path = None;
+            let (mut data_path, mut rules) = (None, RuleKeeper::default());
             for (wanted, reply) in queue {
                 // Nobody waits for the answer when the program is ending.
-                let _nobody_waits = reply.send(make_true(&mut socket, &mut data_path, wanted));
+                let _nobody_waits =
+                    reply.send(make_true(&mut socket, &mut rules, &mut data_path, wanted));
             }
         };
         thread::Builder::new().name("kernel".to_owned()).spawn(serve)?;
@@ -80,7 +85,12 @@ impl Kernel {
     }
 }
 
-fn make_true(socket: &mut Socket, data_path: &mut Option<DataPath>, wanted: Wanted) -> Outcome {
+fn make_true(
+    socket: &mut Socket,
+    rules: &mut RuleKeeper,
+    data_path: &mut Option<DataPath>,
+    wanted: Wanted,
+) -> Outcome {
     let mut outcome = Outcome::default();
     match converge(socket, &wanted.scope, &wanted.state) {
         Ok(Report { plan, failures }) => {
@@ -88,15 +98,12 @@ fn make_true(socket: &mut Socket, data_path: &mut Option<DataPath>, wanted: Want
             plan.ops.iter().for_each(|op| debug!("{op}"));
             let (of_peers, of_node): (Vec<_>, _) =
                 failures.iter().partition(|failure| failure.op.is_per_peer());
-            outcome.peer_failures = texts(&of_peers);
+            outcome.other_failures = texts(&of_peers);
             outcome.node_failures = texts(&of_node);
         }
         Err(error) => outcome.node_failures.push(chain(&error)),
     }
-    match make_rules_true(&wanted.rules) {
-        Ok(operations) => outcome.operations += operations,
-        Err(error) => outcome.node_failures.push(chain(&error)),
-    }
+    make_rules_true(rules, &wanted, &mut outcome);
     if let Some(forwarding) = wanted.forwarding
         && let Err(error) = DataPath::ensure(data_path, forwarding)
     {
@@ -105,10 +112,16 @@ fn make_true(socket: &mut Socket, data_path: &mut Option<DataPath>, wanted: Want
     outcome
 }
 
-fn make_rules_true(rules: &Ruleset) -> Result<usize, packet_filter::Error> {
-    let change = packet_filter::ensure(&mut Nft::open()?, rules)?;
-    change.operations.iter().for_each(|operation| debug!("nft {operation}"));
-    Ok(change.operations.len())
+fn make_rules_true(keeper: &mut RuleKeeper, wanted: &Wanted, outcome: &mut Outcome) {
+    match keeper.make_true(wanted.engine, &wanted.rules) {
+        Ok(operations) => {
+            let (removed, failures) = keeper.clear_elsewhere(wanted.engine, &wanted.rules);
+            outcome.operations += operations + removed;
+            outcome.other_failures.extend(failures.iter().map(|error| chain(error)));
+        }
+        Err(error) => outcome.node_failures.push(chain(&error)),
+    }
+    outcome.rules_unwatched = !keeper.is_notified(wanted.engine);
 }
 
 fn texts(failures: &[&ApplyError]) -> Vec<String> {

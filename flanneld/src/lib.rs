@@ -5,12 +5,13 @@ mod cli;
 mod config;
 mod external_interface;
 mod family;
+mod on_link;
 
 mod lease;
 mod store;
 
 mod backend;
-mod masquerade;
+mod rules;
 
 mod lease_command;
 

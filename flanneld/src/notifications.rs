@@ -30,6 +30,8 @@ use rtnetlink::sys::{AsyncSocket, SocketAddr, TokioSocket};
 use tokio::sync::Notify;
 use tracing::debug;
 
+use crate::rules::notification::may_concern;
+
 /// `NFNLGRP_NFTABLES` of the kernel's `linux/netfilter/nfnetlink.h`.
 const NFTABLES_GROUP: u32 = 7;
 /// Room for one message; the kernel's notifications are a few hundred bytes long.
@@ -126,9 +128,18 @@ impl<'a> Notifications<'a> {
             if let Poll::Ready(changed) = self.poll_links(context) {
                 return Poll::Ready(changed);
             }
-            receive(&self.rules, context, &mut self.message)
+            self.poll_rules(context)
         })
         .await
+    }
+
+    fn poll_rules(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            ready!(receive(&self.rules, context, &mut self.message))?;
+            if may_concern(&self.message) {
+                return Poll::Ready(Ok(()));
+            }
+        }
     }
 
     fn poll_links(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {

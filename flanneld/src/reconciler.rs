@@ -30,8 +30,9 @@ use crate::family::PerFamily;
 use crate::kernel::{Kernel, Outcome, Wanted};
 use crate::lease::Lease;
 use crate::lease::table::{LeaseTable, LeaseUpdate};
-use crate::masquerade::{self, RuleOptions};
 use crate::notifications::{Interest, Notifications};
+use crate::rules::engine::Engine;
+use crate::rules::{self, RuleOptions};
 
 /// Finds what no notification told.
 const CHECK_INTERVAL: Duration = Duration::from_secs(60);
@@ -53,7 +54,12 @@ pub(crate) struct Node {
     /// The interface between nodes.
     pub(crate) underlay: LinkName,
     pub(crate) networks: PerFamily<IpNetwork>,
+    pub(crate) engine: Engine,
     pub(crate) rules: RuleOptions,
+    /// How often rules are compared when the kernel does not tell that they change.
+    pub(crate) rules_interval: Duration,
+    /// What the subnet file says about masquerading.
+    pub(crate) ip_masq: bool,
     pub(crate) subnet_file: PathBuf,
     pub(crate) kernel: Kernel,
 }
@@ -90,6 +96,8 @@ struct Reconciler {
     failures: Vec<String>,
     /// How long the last pass took.
     duration: Duration,
+    /// Whether nobody tells when the rules change.
+    rules_unwatched: bool,
     /// The kernel parameters that the last pass wanted.
     sysctls: BTreeMap<Sysctl, String>,
     /// What the subnet file holds, once it was written.
@@ -115,6 +123,7 @@ pub(crate) async fn run(node: Node, mut channels: Channels<'_>) -> io::Result<()
         left_out: BTreeMap::new(),
         failures: Vec::new(),
         duration: Duration::ZERO,
+        rules_unwatched: false,
         sysctls: BTreeMap::new(),
         written: None,
         unwritten: None,
@@ -127,7 +136,7 @@ pub(crate) async fn run(node: Node, mut channels: Channels<'_>) -> io::Result<()
         channels.notifications.restart(reconciler.node.interest());
         let done = reconciler.pass(&channels.ready).await;
         retry = if done { RETRY_MIN } else { (retry * 2).min(RETRY_MAX) };
-        let pause = if done { CHECK_INTERVAL } else { retry };
+        let pause = if done { reconciler.check_interval() } else { retry };
         let again = Instant::now() + reconciler.departure().map_or(pause, |at| at.min(pause));
         if !reconciler.wait(&mut channels, again).await? {
             return Ok(());
@@ -198,6 +207,11 @@ impl Reconciler {
             || (self.written.is_some() && !self.node.subnet_file.exists())
     }
 
+    /// Returns how long a comparison holds if nothing is heard.
+    fn check_interval(&self) -> Duration {
+        if self.rules_unwatched { self.node.rules_interval } else { CHECK_INTERVAL }
+    }
+
     /// Returns how long the next peer is kept whose lease has ended.
     fn departure(&mut self) -> Option<Duration> {
         let now = clock::since_boot();
@@ -233,12 +247,14 @@ impl Reconciler {
         let wanted = Wanted {
             scope,
             state: desired.state,
-            rules: masquerade::desired(self.node.rules, &self.node.networks, &own),
+            engine: self.node.engine,
+            rules: rules::desired(&self.node.rules, &self.node.networks, &own),
             forwarding: desired.forwarding,
         };
         self.report_left_out(desired.left_out);
         let outcome = self.node.kernel.make_true(wanted).await;
         self.duration = start.elapsed();
+        self.rules_unwatched = outcome.rules_unwatched;
         self.report(&outcome, peers);
         let written = outcome.node_failures.is_empty() && self.write_subnet_file();
         ready.send_if_modified(|ready| std::mem::replace(ready, written) != written);
@@ -250,7 +266,7 @@ impl Reconciler {
         let own = self.own.subnet;
         let networks = self.node.networks.values().copied();
         let mtu = self.node.backends.pod_mtu().get();
-        let masquerade = self.node.rules.masquerade;
+        let masquerade = self.node.ip_masq;
         let file = SubnetFile::new(networks, own.subnets(), mtu, masquerade);
         let path = &self.node.subnet_file;
         if self.written.as_ref() == Some(&file) && path.exists() {
@@ -280,7 +296,7 @@ impl Reconciler {
         } else {
             debug!(peers, duration_ms, "kernel state is as it shall be");
         }
-        let failures = outcome.node_failures.iter().chain(&outcome.peer_failures);
+        let failures = outcome.node_failures.iter().chain(&outcome.other_failures);
         let failures: Vec<_> = failures.cloned().collect();
         for failure in failures.iter().filter(|failure| !self.failures.contains(failure)) {
             warn!("the kernel refused: {failure}");

@@ -10,6 +10,7 @@ use std::time::Duration;
 use crate::daemon::Daemon;
 use crate::etcd::Etcd;
 use crate::node::Node;
+use crate::rule_engine::RuleEngine;
 use crate::traffic::http_get;
 use crate::underlay::Underlay;
 use crate::{program, wait};
@@ -56,6 +57,15 @@ impl Cluster {
     pub fn new(size: u8, store: Store) -> Self {
         let cluster = Self::unconfigured(size, store);
         cluster.store.configure(STOCK_NETWORK);
+        cluster
+    }
+
+    /// Makes a cluster with flanneld running, and its rules in this engine.
+    pub fn with_rules_in(engine: RuleEngine, size: u8, store: Store) -> Self {
+        let mut cluster = Self::unconfigured(size, store);
+        cluster.store.configure(&engine.network());
+        cluster.nodes.iter().for_each(|node| engine.prepare(node.namespace()));
+        cluster.start_all();
         cluster
     }
 

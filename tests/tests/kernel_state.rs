@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use flannel_tests::cluster::{Cluster, ETCD_PREFIX, Store};
 use flannel_tests::node::Node;
 use flannel_tests::program;
+use flannel_tests::rule_engine::RuleEngine;
 use flannel_tests::sandbox::sandboxed;
 use flannel_tests::underlay::GATEWAY;
 
@@ -169,7 +170,7 @@ fn subnet_file_is_the_one_that_upstream_writes() {
 #[test]
 fn packet_filter_holds_upstreams_rules_and_nothing_else() {
     sandboxed(|| {
-        let cluster = Cluster::running(1, Store::Directory);
+        let cluster = Cluster::with_rules_in(RuleEngine::Nftables, 1, Store::Directory);
         let node = cluster.node(1);
         let pods = format!("{}/24", published(node).base);
         let ruleset = program::run(node.namespace().command("nft").args(["list", "ruleset"]));
@@ -203,24 +204,72 @@ fn packet_filter_holds_upstreams_rules_and_nothing_else() {
 }
 
 #[test]
+fn iptables_in_nf_tables_hold_upstreams_rules_and_nothing_else() {
+    sandboxed(|| iptables_hold_upstreams_rules_and_nothing_else(RuleEngine::IptablesNft, "nft"));
+}
+
+#[test]
+fn iptables_in_the_older_tables_hold_upstreams_rules_and_nothing_else() {
+    let legacy = RuleEngine::IptablesLegacy;
+    sandboxed(move || iptables_hold_upstreams_rules_and_nothing_else(legacy, "legacy"));
+}
+
+fn iptables_hold_upstreams_rules_and_nothing_else(engine: RuleEngine, variant: &str) {
+    let cluster = Cluster::with_rules_in(engine, 1, Store::Directory);
+    let node = cluster.node(1);
+    let pods = format!("{}/24", published(node).base);
+    let (masq, forward) =
+        ("-m comment --comment \"flanneld masq\"", "-m comment --comment \"flanneld forward\"");
+    let filter = format!(
+        "\
+-A FORWARD {forward} -j FLANNEL-FWD
+-A FLANNEL-FWD -s 10.244.0.0/16 {forward} -j ACCEPT
+-A FLANNEL-FWD -d 10.244.0.0/16 {forward} -j ACCEPT
+"
+    );
+    let nat = format!(
+        "\
+-A POSTROUTING {masq} -j FLANNEL-POSTRTG
+-A FLANNEL-POSTRTG -m mark --mark 0x4000/0x4000 {masq} -j RETURN
+-A FLANNEL-POSTRTG -s {pods} -d 10.244.0.0/16 {masq} -j RETURN
+-A FLANNEL-POSTRTG -s 10.244.0.0/16 -d {pods} {masq} -j RETURN
+-A FLANNEL-POSTRTG ! -s 10.244.0.0/16 -d {pods} {masq} -j RETURN
+-A FLANNEL-POSTRTG -s 10.244.0.0/16 ! -d 224.0.0.0/4 {masq} -j MASQUERADE --random-fully
+-A FLANNEL-POSTRTG ! -s 10.244.0.0/16 -d 10.244.0.0/16 {masq} -j MASQUERADE --random-fully
+"
+    );
+    for (table, wanted) in [("filter", filter), ("nat", nat)] {
+        let mut save = node.namespace().command(&format!("iptables-{variant}-save"));
+        let saved = program::run(save.args(["-t", table]));
+        let rules = saved.lines().filter(|line| line.starts_with("-A"));
+        let rules: String = rules.map(|line| format!("{line}\n")).collect();
+        assert_eq!(rules, wanted, "{engine:?}");
+    }
+    for other in RuleEngine::ALL.into_iter().filter(|other| *other != engine) {
+        assert_eq!(other.listing(node.namespace()), "", "{engine:?}");
+    }
+}
+
+#[test]
 fn without_masquerading_there_are_only_forward_rules() {
     sandboxed(|| {
         let mut cluster = Cluster::new(1, Store::Directory);
-        cluster.start_with(1, &["--ip-masq=false"]);
-        cluster.wait_until_ready(1);
-        let nft = |cluster: &Cluster| {
-            let mut nft = cluster.node(1).namespace().command("nft");
-            program::run(nft.args(["list", "ruleset"]))
-        };
-        let rules = nft(&cluster);
-        assert!(rules.contains("ip saddr 10.244.0.0/16 accept"), "{rules}");
-        assert!(!rules.contains("masquerade"), "{rules}");
+        for engine in [RuleEngine::Nftables, RuleEngine::IptablesNft] {
+            cluster.store().configure(&engine.network());
+            let listing =
+                |cluster: &Cluster| engine.listing(cluster.node(1).namespace()).to_lowercase();
+            cluster.start_with(1, &["--ip-masq=false"]);
+            cluster.wait_until_ready(1);
+            let rules = listing(&cluster);
+            assert!(rules.contains("10.244.0.0/16"), "{rules}");
+            assert!(!rules.contains("masq"), "{rules}");
 
-        cluster.stop(1);
-        cluster.start_with(1, &["--ip-masq=false", "--iptables-forward-rules=false"]);
-        cluster.wait_until_ready(1);
-        let rules = nft(&cluster);
-        assert!(!rules.contains("accept\n") || !rules.contains("saddr"), "{rules}");
+            cluster.stop(1);
+            cluster.start_with(1, &["--ip-masq=false", "--iptables-forward-rules=false"]);
+            cluster.wait_until_ready(1);
+            assert_eq!(listing(&cluster), "");
+            cluster.stop(1);
+        }
     });
 }
 

@@ -12,7 +12,7 @@ use fabric::netstate::{Link, NetState};
 use crate::args::Args;
 use crate::attachment::{self, Desired, host_veth};
 use crate::bridge::Bridge;
-use crate::command::{bandwidth, del, firewall, flannel, loopback, ports, tuning};
+use crate::command::{bandwidth, del, firewall, flannel, loopback, macvlan, ports, ptp, tuning};
 use crate::error::Error;
 use crate::filter;
 use crate::invocation::{Attachment, Call};
@@ -26,7 +26,7 @@ use crate::version::Version;
 
 /// How long the kernel may take to open the attachment's port of the bridge. A few milliseconds are
 /// usual.
-const PORT_PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const PORT_PATIENCE: Duration = Duration::from_secs(5);
 /// How long to wait for the bridge itself. Where somebody turned on its spanning tree protocol, that
 /// takes half a minute, so it is no error.
 const BRIDGE_PATIENCE: Duration = Duration::from_secs(1);
@@ -52,6 +52,8 @@ pub fn run(plugin: Plugin, call: &Call, netns: &Path) -> Result<AddResult, Error
         Plugin::Bandwidth => bandwidth::add(call, netns),
         Plugin::Firewall => firewall::add(call),
         Plugin::Tuning => tuning::add(call, netns),
+        Plugin::Ptp => ptp::add(call, netns),
+        Plugin::Macvlan => macvlan::add(call, netns),
     }
 }
 

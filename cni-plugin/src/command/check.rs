@@ -12,9 +12,9 @@ use fabric::netstate::NetState;
 use fabric::plan::{Plan, diff};
 
 use crate::args::Args;
-use crate::attachment::{self, Made};
+use crate::attachment::{self, Desired, Made};
 use crate::bridge::{Bridge, lookup};
-use crate::command::{bandwidth, firewall, flannel, loopback, ports, tuning};
+use crate::command::{bandwidth, firewall, flannel, loopback, macvlan, ports, ptp, tuning};
 use crate::error::Error;
 use crate::filter;
 use crate::invocation::Call;
@@ -67,6 +67,8 @@ pub fn run(plugin: Plugin, call: &Call, netns: &Path) -> Result<(), Error> {
         Plugin::Bandwidth => bandwidth::check(call, netns),
         Plugin::Firewall => firewall::check(call),
         Plugin::Tuning => tuning::check(call, netns),
+        Plugin::Ptp => ptp::check(call, netns),
+        Plugin::Macvlan => macvlan::check(call, netns),
     }
 }
 
@@ -80,6 +82,14 @@ fn check(call: &Call, netns: &Path, sandbox: &Netns, bridge: &Bridge) -> Result<
         ipam.check(call, netns, Some(&attachment::addresses(&made.ips)))?;
     }
     let desired = attachment::made(attachment, netns, bridge, &made, &previous.routes);
+    compare(netns, sandbox, &desired)
+}
+
+/// Finds out whether everything is there that is desired on the host and in the sandbox at `netns`.
+///
+/// # Errors
+/// What would make it so, if anything is missing.
+pub(super) fn compare(netns: &Path, sandbox: &Netns, desired: &Desired) -> Result<(), Error> {
     let mut differences = difference(&desired.host)?.to_string();
     let inside = sandbox::inside(sandbox, || difference(&desired.sandbox))??;
     if !inside.is_empty() {

@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 
 use crate::attachment::{self, is_host_link_of};
 use crate::bridge::{default_name, lookup};
-use crate::command::{bandwidth, firewall, flannel, loopback, ports, tuning};
+use crate::command::{bandwidth, firewall, flannel, loopback, macvlan, ports, tuning};
 use crate::error::Error;
 use crate::filter;
 use crate::invocation::{Attachment, Call};
@@ -34,7 +34,7 @@ use crate::state::State;
 pub fn run(plugin: Plugin, call: &Call, netns: Option<&Path>) -> Result<(), Error> {
     match plugin {
         Plugin::Flannel => flannel::del(call, netns),
-        Plugin::Bridge => {
+        Plugin::Bridge | Plugin::Ptp => {
             let sandbox = sandbox::open_if_there(netns, call.own_netns_allowed)?;
             remove(call, netns, sandbox.as_ref(), &Remains::of_bridge(&call.config))
         }
@@ -49,6 +49,7 @@ pub fn run(plugin: Plugin, call: &Call, netns: Option<&Path>) -> Result<(), Erro
         Plugin::Bandwidth => bandwidth::del(call),
         Plugin::Firewall => firewall::del(call),
         Plugin::Tuning => tuning::del(call, netns),
+        Plugin::Macvlan => macvlan::del(call, netns),
     }
 }
 
@@ -89,7 +90,8 @@ fn remove_links(
     sandbox: Option<&Netns>,
 ) -> Result<(), Error> {
     remove_host_links(host, attachment)?;
-    sandbox.map_or(Ok(()), |sandbox| remove_interface(sandbox, attachment.if_name))
+    let is_veth: fn(&LinkKind) -> bool = |kind| matches!(kind, LinkKind::Veth(_));
+    sandbox.map_or(Ok(()), |sandbox| remove_interface(sandbox, attachment.if_name, is_veth))
 }
 
 /// Removes what an ADD made in the kernel, however far it came.
@@ -121,12 +123,17 @@ fn remove_host_links(host: &mut Socket, attachment: &Attachment) -> Result<(), K
     })
 }
 
-/// Removes an interface that the Go plugin made: the name of its other end says nothing.
-fn remove_interface(sandbox: &Netns, if_name: LinkName) -> Result<(), Error> {
+/// Removes an interface that nothing on the host leads to, as the Go plugin makes them too: the name
+/// of its other end says nothing.
+pub(super) fn remove_interface(
+    sandbox: &Netns,
+    if_name: LinkName,
+    is_of_kind: fn(&LinkKind) -> bool,
+) -> Result<(), Error> {
     let remove = || {
         let mut socket = Socket::open()?;
         let mut observed = observe(&mut socket, &links([if_name]))?;
-        observed.links.retain(|_, link| matches!(link.kind, LinkKind::Veth(_)));
+        observed.links.retain(|_, link| is_of_kind(&link.kind));
         kernel::remove(&mut socket, &observed)
     };
     Ok(sandbox::inside(sandbox, remove)??)

@@ -40,7 +40,9 @@ pub fn run(plugin: Plugin, call: &NetworkCall) -> Result<(), Error> {
     let mut errors = Vec::new();
     match plugin {
         Plugin::Flannel => flannel::gc(call, &valid, &mut errors)?,
-        Plugin::Bridge => collect(call, &valid, &[Remains::of_bridge(config)], &mut errors),
+        Plugin::Bridge | Plugin::Ptp | Plugin::Macvlan => {
+            collect(call, &valid, &[Remains::of_bridge(config)], &mut errors)
+        }
         Plugin::HostLocal => {
             errors.extend(addresses(&valid, &config::data_dir(config)).err());
         }

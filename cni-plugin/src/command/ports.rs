@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use fabric::link_name::LinkName;
 use fabric::netlink::{Socket, route_to};
 use fabric::netstate::{NetState, Sysctl};
+use fabric::packet_filter::iptables::TableName;
 use ipnetwork::IpNetwork;
 
 use crate::bridge::default_name;
@@ -12,8 +13,9 @@ use crate::command::check::{Difference, previous};
 use crate::error::Error;
 use crate::filter;
 use crate::invocation::Call;
+use crate::iptables;
 use crate::kernel::{self, KernelError};
-use crate::portmap::{self, PortMap};
+use crate::portmap::{self, Backend, PortMap};
 use crate::result::{AddResult, Ip};
 
 /// Leads the ports, and passes on what the plugins before it made.
@@ -64,7 +66,30 @@ pub fn check(call: &Call) -> Result<(), Error> {
     let pod = networks(call, &previous);
     let link = link_to(&mut Socket::open().map_err(KernelError::from)?, &pod)?;
     let missing = filter::missing(&portmap::rules(&call.attachment, &ports, &pod, link))?;
-    if missing.is_empty() { Ok(()) } else { Err(Difference::State(missing).into()) }
+    if missing.is_empty() || is_led_by_the_go_plugin(call, &ports, &pod, link)? {
+        return Ok(());
+    }
+    Err(Difference::State(missing).into())
+}
+
+/// Whether the rules stand in iptables, where the Go plugin puts them if nobody says otherwise: the pod
+/// is older than our coming to this node.
+fn is_led_by_the_go_plugin(
+    call: &Call,
+    ports: &PortMap,
+    pod: &[IpNetwork],
+    link: LinkName,
+) -> Result<bool, Error> {
+    let attachment = &call.attachment;
+    let is_candidate = ports.backend == Backend::default() && iptables::has_ports(attachment);
+    if !is_candidate {
+        return Ok(false);
+    }
+    let ports = PortMap { backend: Backend::of_go_plugin(), ..ports.clone() };
+    let mut rules = portmap::rules(attachment, &ports, pod, link);
+    // It does not keep others from the node's loopback addresses.
+    rules.iptables.values_mut().for_each(|tables| tables.retain(|one| one.name == TableName::Nat));
+    Ok(filter::missing(&rules)?.is_empty())
 }
 
 /// The addresses of the pod: those of its interface, or of no interface that is known.

@@ -6,7 +6,7 @@ use fabric::netstate::LinkKind;
 
 use crate::args::Args;
 use crate::bridge::Bridge;
-use crate::command::flannel;
+use crate::command::{flannel, macvlan, ptp};
 use crate::error::Error;
 use crate::invocation::NetworkCall;
 use crate::ipam::source::Source;
@@ -23,6 +23,8 @@ pub fn run(plugin: Plugin, call: &NetworkCall) -> Result<(), Error> {
     match plugin {
         Plugin::Flannel => flannel::status(call),
         Plugin::Bridge => bridge(call, &Bridge::new(config, "")?),
+        Plugin::Ptp => ptp::status(call),
+        Plugin::Macvlan => macvlan::status(call),
         Plugin::HostLocal | Plugin::Static => {
             let source = Source::of_plugin(plugin, config, &Args::default())?;
             source.map_or(Ok(()), |source| source.status(call))

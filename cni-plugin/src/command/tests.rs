@@ -7,6 +7,7 @@ mod check;
 mod collect;
 mod delegation;
 mod detach;
+mod interfaces;
 mod limits;
 mod plugins;
 mod ports;

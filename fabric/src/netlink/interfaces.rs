@@ -5,23 +5,28 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use ipnetwork::IpNetwork;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressScope};
 use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkFlags, LinkMessage};
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType,
+};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::observe::{ip, local_address, name};
 use super::socket::{NetlinkError, Socket};
 use crate::link_name::LinkName;
-use crate::netstate::RouteKey;
+use crate::netstate::{ROUTE_PROTOCOL, RouteKey};
 
-/// The interfaces of a namespace and its default routes.
+/// The interfaces of a namespace and its routes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Inventory {
     /// In the kernel's order.
     pub interfaces: Vec<Interface>,
     /// Default routes of the main table, the one that wins first.
     pub default_routes: Vec<DefaultRoute>,
+    /// Unicast routes of the main table, but for those with our mark.
+    pub ways: Vec<Way>,
 }
 
 /// A network interface.
@@ -63,6 +68,19 @@ pub struct DefaultRoute {
     pub interface: LinkName,
 }
 
+/// Where a route leads, and whether by way of a router.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Way {
+    /// Where to.
+    pub destination: IpNetwork,
+    /// The lowest wins.
+    pub metric: u32,
+    /// The interface; a route over several counts once for each.
+    pub interface: LinkName,
+    /// Whether the destination itself is on the link.
+    pub on_link: bool,
+}
+
 impl Inventory {
     /// Takes stock of the namespace that the socket was opened in.
     ///
@@ -83,8 +101,9 @@ impl Inventory {
             let Some(interface) = interfaces.get_mut(&message.header.index) else { continue };
             interface.addresses.extend(decode_address(&message));
         }
-        let default_routes = default_routes(socket, &interfaces)?;
-        Ok(Self { interfaces: interfaces.into_values().collect(), default_routes })
+        let ways = ways(socket, &interfaces)?;
+        let default_routes = default_routes(&ways);
+        Ok(Self { interfaces: interfaces.into_values().collect(), default_routes, ways })
     }
 }
 
@@ -172,46 +191,67 @@ fn decode_address(
     })
 }
 
-fn default_routes(
+fn ways(
     socket: &mut Socket,
     interfaces: &BTreeMap<u32, Interface>,
-) -> Result<Vec<DefaultRoute>, NetlinkError> {
-    let mut routes = Vec::new();
+) -> Result<Vec<Way>, NetlinkError> {
+    let mut ways = Vec::new();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         let mut request = RouteMessage::default();
         request.header.address_family = family;
         for row in socket.dump("routes", &RouteNetlinkMessage::GetRoute(request))? {
             let RouteNetlinkMessage::NewRoute(message) = row else { continue };
-            routes.extend(decode_default_route(&message, interfaces));
+            ways.extend(decode_ways(&message, interfaces));
         }
     }
-    routes.sort_by_key(|route| (route.ipv6, route.metric));
-    Ok(routes)
+    Ok(ways)
 }
 
-fn decode_default_route(
-    message: &RouteMessage,
-    interfaces: &BTreeMap<u32, Interface>,
-) -> Vec<DefaultRoute> {
+fn default_routes(ways: &[Way]) -> Vec<DefaultRoute> {
+    let default = ways.iter().filter(|way| way.destination.prefix() == 0);
+    let mut routes: Vec<_> = default
+        .map(|way| DefaultRoute {
+            ipv6: way.destination.is_ipv6(),
+            metric: way.metric,
+            interface: way.interface,
+        })
+        .collect();
+    routes.sort_by_key(|route| (route.ipv6, route.metric));
+    routes
+}
+
+fn decode_ways(message: &RouteMessage, interfaces: &BTreeMap<u32, Interface>) -> Vec<Way> {
     let header = &message.header;
     let mut table = u32::from(header.table);
     let mut metric = 0;
+    let mut on_link = true;
+    let mut destination = None;
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Table(number) => table = *number,
             RouteAttribute::Priority(number) => metric = *number,
+            RouteAttribute::Destination(address) => destination = ip(address),
+            RouteAttribute::Gateway(_) | RouteAttribute::Via(_) | RouteAttribute::MultiPath(_) => {
+                on_link = false;
+            }
             _ => {}
         }
     }
-    let is_default = header.destination_prefix_length == 0
-        && table == RouteKey::TABLE_MAIN
-        && header.kind == RouteType::Unicast;
-    if !is_default {
+    let is_ours = header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL);
+    if table != RouteKey::TABLE_MAIN || header.kind != RouteType::Unicast || is_ours {
         return Vec::new();
     }
-    let ipv6 = header.address_family == AddressFamily::Inet6;
+    let any = if header.address_family == AddressFamily::Inet {
+        IpAddr::from([0; 4])
+    } else {
+        IpAddr::from([0; 16])
+    };
+    let prefix = header.destination_prefix_length;
+    let Ok(destination) = IpNetwork::new(destination.unwrap_or(any), prefix) else {
+        return Vec::new();
+    };
     let named = output_interfaces(message).into_iter().filter_map(|index| interfaces.get(&index));
-    named.map(|interface| DefaultRoute { ipv6, metric, interface: interface.name }).collect()
+    named.map(|link| Way { destination, metric, interface: link.name, on_link }).collect()
 }
 
 /// The interfaces that a route leaves by, in the kernel's order.

@@ -250,7 +250,8 @@ impl fmt::Display for TableName {
 }
 
 impl IpVersion {
-    const fn program(self) -> &'static str {
+    /// Returns what the names of its programs start with.
+    pub const fn program(self) -> &'static str {
         match self {
             Self::V4 => "iptables",
             Self::V6 => "ip6tables",

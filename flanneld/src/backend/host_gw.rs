@@ -1,17 +1,15 @@
 //! Packets between nodes as they are: each node routes the subnets of the others to their
 //! addresses. It takes a network between nodes without routers in between.
 
-use std::collections::BTreeSet;
-
 use fabric::link_name::LinkName;
 use fabric::mtu::Mtu;
-use fabric::netlink::{Adopted, Routes, Scope};
-use fabric::netstate::{ROUTE_PROTOCOL, Route, RouteKey};
+use fabric::netlink::{Routes, Scope};
+use fabric::netstate::RouteKey;
 use ipnetwork::IpNetwork;
 use serde_json::Value;
 
 use super::peers::{Admitted, This, admit};
-use super::{Backend, BackendError, Desired, Peer};
+use super::{Backend, BackendError, Desired, Peer, adopted, plain_route};
 use crate::external_interface::Underlay;
 
 /// The backend, configured for this node.
@@ -46,31 +44,26 @@ impl Backend for HostGw {
     }
 
     fn scope(&self, peers: &[Peer<'_>]) -> Scope {
-        let gateways = peers.iter().filter_map(|peer| peer.public_ip);
         Scope {
             routes: Routes::OnLinksAndMarked,
             networks: vec![self.network],
-            adopted: vec![Adopted {
-                link: self.underlay.link,
-                gateways: gateways.collect::<BTreeSet<_>>(),
-            }],
+            adopted: vec![adopted(&self.underlay, peers)],
             ..Scope::default()
         }
     }
 
     fn desired(&self, own: IpNetwork, peers: &[Peer<'_>]) -> Desired {
-        let Self { network, underlay: Underlay { link, public_ip, .. } } = *self;
-        let this = This { network, own, public_ip, backend_type: "host-gw" };
-        let (admitted, left_out) = admit(this, peers, |_| Ok(()));
+        let Self { network, underlay } = self;
+        let this = This {
+            network: *network,
+            own,
+            public_ip: underlay.public_ip,
+            backend_types: &["host-gw", "vxlan"],
+        };
+        let (admitted, left_out) =
+            admit(this, peers, |_, public_ip| plain_route(underlay, public_ip));
         let mut desired = Desired { left_out, ..Desired::default() };
-        for Admitted { subnet, public_ip, .. } in admitted {
-            let route = Route {
-                link,
-                via: Some(public_ip),
-                onlink: false,
-                protocol: ROUTE_PROTOCOL,
-                source: None,
-            };
+        for Admitted { subnet, found: route, .. } in admitted {
             desired.state.routes.insert(RouteKey::main(subnet), route);
         }
         desired
@@ -83,6 +76,7 @@ mod tests {
     use fabric::plan::diff;
 
     use super::*;
+    use crate::on_link::OnLink;
 
     fn underlay(ip: &str, public_ip: &str) -> Underlay {
         Underlay {
@@ -90,6 +84,7 @@ mod tests {
             mtu: Mtu::new(1500).unwrap(),
             ip: ip.parse().unwrap(),
             public_ip: public_ip.parse().unwrap(),
+            on_link: OnLink::default(),
         }
     }
 

@@ -16,8 +16,8 @@ pub(super) struct This {
     pub(super) network: IpNetwork,
     pub(super) own: IpNetwork,
     pub(super) public_ip: IpAddr,
-    /// The backend type that peers must have.
-    pub(super) backend_type: &'static str,
+    /// The backend types that peers may have, ours first.
+    pub(super) backend_types: &'static [&'static str],
 }
 
 /// A peer that can be used, with what the backend found in its data.
@@ -29,11 +29,11 @@ pub(super) struct Admitted<T> {
 }
 
 /// Sorts out the peers, in the order of their subnets, so that an overlapping one follows what it
-/// overlaps. `inspect` is asked for what is particular to the backend.
+/// overlaps. `inspect` is asked for what is particular to the backend, with the address of the peer.
 pub(super) fn admit<T>(
     this: This,
     peers: &[Peer<'_>],
-    mut inspect: impl FnMut(&Peer<'_>) -> Result<T, Reason>,
+    mut inspect: impl FnMut(&Peer<'_>, IpAddr) -> Result<T, Reason>,
 ) -> (Vec<Admitted<T>>, Vec<(IpNetwork, Reason)>) {
     let mut peers: Vec<_> = peers.iter().collect();
     // Stable, and all but one are in order already, as a rule.
@@ -46,7 +46,7 @@ pub(super) fn admit<T>(
                 _ => Ok(public_ip),
             });
         let subnet = peer.subnet;
-        match checked.and_then(|public_ip| Ok((public_ip, inspect(peer)?))) {
+        match checked.and_then(|public_ip| Ok((public_ip, inspect(peer, public_ip)?))) {
             Ok((public_ip, found)) => admitted.push(Admitted { subnet, public_ip, found }),
             Err(reason) => left_out.push((subnet, reason)),
         }
@@ -69,9 +69,9 @@ impl This {
         if overlap(subnet, self.own) {
             return Err(Reason::OverlapsOwn);
         }
-        if peer.backend_type != self.backend_type {
-            let theirs = peer.backend_type.to_owned();
-            return Err(Reason::BackendType { theirs, ours: self.backend_type });
+        if !self.backend_types.contains(&peer.backend_type) {
+            let (theirs, ours) = (peer.backend_type.to_owned(), self.backend_types[0]);
+            return Err(Reason::BackendType { theirs, ours });
         }
         let family = Family::of_network(subnet);
         let public_ip = peer.public_ip.ok_or(Reason::NoPublicIp(family))?;

@@ -135,8 +135,8 @@ impl Backend for Udp {
     fn desired(&self, own: IpNetwork, peers: &[Peer<'_>]) -> Desired {
         let Self { network, device: link, public_ip, listen, .. } = *self;
         // The lease of this backend names no type.
-        let this = This { network, own, public_ip, backend_type: "" };
-        let (admitted, left_out) = admit(this, peers, |_| Ok(()));
+        let this = This { network, own, public_ip, backend_types: &[""] };
+        let (admitted, left_out) = admit(this, peers, |_, _| Ok(()));
         let mut desired = Desired { left_out, ..Desired::default() };
         let peers = admitted.into_iter().filter_map(|peer| match peer {
             Admitted { subnet: IpNetwork::V4(subnet), public_ip: IpAddr::V4(ip), .. } => {

@@ -3,6 +3,9 @@
 //! A peer takes three entries: who has the base address of its subnet (a neighbour), behind which
 //! node that Ethernet address lives (a forwarding entry), and that the subnet is reached by way of
 //! the base address (a route). Nothing is learned and nobody is asked.
+//!
+//! With `DirectRouting`, a peer on the network of the interface takes only a route to its address;
+//! which of the two it is, is decided anew whenever routes change.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -21,7 +24,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::peers::{Admitted, This, admit};
-use super::{Backend, BackendError, Desired, Peer, Reason};
+use super::{Backend, BackendError, Desired, Peer, Reason, adopted, plain_route};
 use crate::external_interface::Underlay;
 use crate::family::Family;
 
@@ -44,10 +47,21 @@ pub(crate) struct Vxlan {
     link: Link,
     mtu: Mtu,
     mac: MacAddr,
-    public_ip: IpAddr,
+    underlay: Underlay,
+    /// Whether peers on the network of the interface get a plain route instead.
+    direct_routing: bool,
     vni: Vni,
     /// Kernels without IPv6 do not have the parameter.
     has_ipv6: bool,
+}
+
+/// How packets get to a peer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Path {
+    /// Through the tunnel, to the device with this Ethernet address.
+    Tunnel(MacAddr),
+    /// As they are.
+    Direct(Route),
 }
 
 #[derive(Default, Deserialize)]
@@ -81,9 +95,6 @@ impl Vxlan {
         device_mac: impl FnOnce(LinkName) -> MacAddr,
     ) -> Result<Self, BackendError> {
         let options: Options = fabric::json::from_value(options.clone())?;
-        if options.direct_routing {
-            return Err(BackendError::DirectRouting);
-        }
         let family = Family::of_network(network);
         let vni = options.vni();
         let vni_range = || options.out_of_range("VNI", options.vni, vni_range(family));
@@ -110,8 +121,28 @@ impl Vxlan {
         });
         let link = Link { mac: Some(mac), mtu: Some(mtu), ..Link::up(kind) };
         let has_ipv6 = sysctl::has_ipv6();
-        let public_ip = underlay.public_ip;
-        Ok(Self { network, device, link, mtu, mac, public_ip, vni, has_ipv6 })
+        let direct_routing = options.direct_routing;
+        Ok(Self { network, device, link, mtu, mac, underlay, direct_routing, vni, has_ipv6 })
+    }
+
+    /// Returns how packets get to a peer.
+    fn path_to(
+        &self,
+        peer: &Peer<'_>,
+        public_ip: IpAddr,
+        taken: &mut BTreeMap<MacAddr, IpNetwork>,
+    ) -> Result<Path, Reason> {
+        // One that changes to host-gw takes nothing else any more; one that changes to vxlan has
+        // published its device.
+        if peer.backend_type == "host-gw" {
+            return plain_route(&self.underlay, public_ip).map(Path::Direct);
+        }
+        let mac = self.mac_of(peer, taken)?;
+        taken.insert(mac, peer.subnet);
+        if self.direct_routing && self.underlay.on_link.reaches(public_ip) {
+            return plain_route(&self.underlay, public_ip).map(Path::Direct);
+        }
+        Ok(Path::Tunnel(mac))
     }
 
     /// Returns a peer's Ethernet address, if no other has it.
@@ -176,7 +207,7 @@ impl Backend for Vxlan {
         Some(self.device)
     }
 
-    fn scope(&self, _peers: &[Peer<'_>]) -> Scope {
+    fn scope(&self, peers: &[Peer<'_>]) -> Scope {
         Scope {
             links: BTreeSet::from([self.device]),
             macs: BTreeSet::from([self.mac]),
@@ -185,20 +216,18 @@ impl Backend for Vxlan {
             fdb: true,
             routes: Routes::OnLinksAndMarked,
             networks: vec![self.network],
+            adopted: vec![adopted(&self.underlay, peers)],
             sysctls: self.sysctls().into_keys().collect(),
             ..Scope::default()
         }
     }
 
     fn desired(&self, own: IpNetwork, peers: &[Peer<'_>]) -> Desired {
-        let (network, public_ip) = (self.network, self.public_ip);
-        let this = This { network, own, public_ip, backend_type: "vxlan" };
+        let (network, public_ip) = (self.network, self.underlay.public_ip);
+        let this = This { network, own, public_ip, backend_types: &["vxlan", "host-gw"] };
         let mut taken = BTreeMap::new();
-        let (admitted, left_out) = admit(this, peers, |peer| {
-            let mac = self.mac_of(peer, &taken)?;
-            taken.insert(mac, peer.subnet);
-            Ok(mac)
-        });
+        let (admitted, left_out) =
+            admit(this, peers, |peer, public_ip| self.path_to(peer, public_ip, &mut taken));
         let mut desired = Desired { left_out, ..Desired::default() };
         for peer in &admitted {
             self.add_peer(peer, &mut desired.state);
@@ -212,8 +241,15 @@ impl Backend for Vxlan {
 }
 
 impl Vxlan {
-    fn add_peer(&self, peer: &Admitted<MacAddr>, state: &mut NetState) {
-        let Admitted { subnet, public_ip, found: mac } = *peer;
+    fn add_peer(&self, peer: &Admitted<Path>, state: &mut NetState) {
+        let Admitted { subnet, public_ip, found: path } = *peer;
+        let mac = match path {
+            Path::Direct(route) => {
+                state.routes.insert(RouteKey::main(subnet), route);
+                return;
+            }
+            Path::Tunnel(mac) => mac,
+        };
         let (link, gateway) = (self.device, subnet.network());
         state.neighbours.insert((link, gateway), mac);
         state.fdb.insert((link, mac), public_ip);

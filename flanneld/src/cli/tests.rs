@@ -24,7 +24,8 @@ fn defaults_are_those_of_flannel() {
     let options = parse_words("", &[]).unwrap();
     assert_eq!(options.subnet_file.to_str(), Some("/run/flannel/subnet.env"));
     assert_eq!(options.renew_margin, Duration::from_secs(3600));
-    assert!(!options.ip_masq && options.random_fully && options.forward_rules);
+    let rules = RuleOptions { random_fully: true, forward: true, ..RuleOptions::default() };
+    assert_eq!((options.ip_masq, &options.rules), (false, &rules));
     assert_eq!(options.health, None);
     let etcd = etcd(options);
     assert_eq!(etcd.endpoints, ["http://127.0.0.1:4001", "http://127.0.0.1:2379"]);
@@ -41,7 +42,14 @@ fn every_spelling_of_a_flag_is_understood() {
         assert!(parse_words(words, &[]).unwrap().ip_masq, "{words}");
     }
     assert!(!parse_words("--ip-masq=F", &[]).unwrap().ip_masq);
-    assert!(!parse_words("--iptables-forward-rules=false", &[]).unwrap().forward_rules);
+    assert!(!parse_words("--iptables-forward-rules=false", &[]).unwrap().rules.forward);
+    let rules = parse_words("--ip-masq --ip-masq-ipv4=false", &[]).unwrap().rules;
+    assert_eq!(rules.masquerade, [Family::V6]);
+    let words = "--ip-masq-except 10.0.0.0/8 --ip-masq-except=fd00::1";
+    let except = parse_words(words, &[]).unwrap().rules.masquerade_except;
+    assert_eq!(except, ["10.0.0.0/8", "fd00::1/128"].map(|net| net.parse().unwrap()));
+    let error = parse_words("--ip-masq-except=10.0.0.0/33", &[]).unwrap_err();
+    assert!(error.to_string().contains("-ip-masq-except"), "{error}");
 }
 
 #[test]

@@ -62,7 +62,7 @@ fn names_match_in_any_case_and_unknown_ones_are_ignored() {
                    "backend":{"type":"VXLAN","vni":7}}"#;
     let config = parse(json).unwrap();
     assert_eq!(config.pools.ipv4.unwrap().subnet_len, 26);
-    assert!(config.enable_nftables);
+    assert_eq!(config.enable_nftables, Some(true));
     assert_eq!(config.backend.kind, "vxlan");
 }
 

@@ -57,6 +57,7 @@ fn host() -> Inventory {
             interface("eth3", vec![address("203.0.113.3")]),
         ],
         default_routes: vec![route(false, "eth3"), route(false, "eth0"), route(true, "eth0")],
+        ways: Vec::new(),
     }
 }
 

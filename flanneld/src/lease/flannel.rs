@@ -112,6 +112,7 @@ mod tests {
             name: "eth0".parse().unwrap(),
             mtu: Mtu::new(1500).unwrap(),
             addresses,
+            on_link: crate::on_link::OnLink::default(),
         };
         let networks = PerFamily::from_fn(|family| Some(config.pools.get(family)?.network));
         let of = |backend: &str| {

@@ -14,6 +14,7 @@ fn underlay(mtu: u32) -> Underlay {
         mtu: Mtu::new(mtu).unwrap(),
         ip: [198, 51, 100, 1].into(),
         public_ip: [203, 0, 113, 1].into(),
+        on_link: crate::on_link::OnLink::default(),
     }
 }
 

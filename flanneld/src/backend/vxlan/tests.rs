@@ -1,9 +1,11 @@
 //! Golden plans, options and peers of the backend.
 
+use fabric::netlink::Way;
 use fabric::plan::diff;
 
 use super::*;
 use crate::lease::{Attributes, LeaseKey, wire};
+use crate::on_link::OnLink;
 
 fn underlay(family: Family) -> Underlay {
     let (ip, public_ip) = match family {
@@ -15,6 +17,7 @@ fn underlay(family: Family) -> Underlay {
         mtu: Mtu::new(1500).unwrap(),
         ip: ip.parse().unwrap(),
         public_ip: public_ip.parse().unwrap(),
+        on_link: OnLink::default(),
     }
 }
 
@@ -52,6 +55,72 @@ fn desired_for(family: Family, own: &str, leases: &[(LeaseKey, Attributes)]) -> 
 
 fn desired(leases: &[(LeaseKey, Attributes)]) -> Desired {
     desired_for(Family::V4, "10.244.1.0/24", leases)
+}
+
+/// The plan for this peer of a node on 198.51.100.0/24 and fd99::/64.
+fn plan_of_peer(family: Family, direct_routing: bool, lease: (LeaseKey, Attributes)) -> String {
+    let mut vxlan = configure_for(family, json!({ "DirectRouting": direct_routing })).unwrap();
+    let networks = ["198.51.100.0/24", "fd99::/64"].map(|network| Way {
+        destination: network.parse().unwrap(),
+        metric: 0,
+        interface: vxlan.underlay.link,
+        on_link: true,
+    });
+    vxlan.underlay.on_link = OnLink::by(vxlan.underlay.link, &networks);
+    let own = match family {
+        Family::V4 => "10.244.1.0/24",
+        Family::V6 => "2001:db8:42:1::/64",
+    };
+    let peer = Peer::of(family, &lease.0, &lease.1).unwrap();
+    let desired = vxlan.desired(own.parse().unwrap(), &[peer]);
+    let none = vxlan.desired(own.parse().unwrap(), &[]);
+    let left_out = desired.left_out.iter().map(|(_, reason)| format!("{reason}\n"));
+    left_out.chain([diff(&desired.state, &none.state).to_string()]).collect()
+}
+
+#[test]
+fn direct_routing_is_one_route_to_a_peer_on_the_network_and_the_tunnel_to_others() {
+    let lease = |ip: &str, ipv6: &str| {
+        let mut attributes = attributes(2, "02:00:00:00:00:02");
+        attributes.public_ip = ip.parse().unwrap();
+        attributes.public_ipv6 = Some(ipv6.parse().unwrap());
+        (key("10.244.2.0-24&2001:db8:42:2::-64"), attributes)
+    };
+    let near = lease("198.51.100.2", "fd99::2");
+    let far = lease("203.0.113.2", "fd98::2");
+    assert_eq!(
+        plan_of_peer(Family::V4, true, near.clone()),
+        "ip route add 10.244.2.0/24 via 198.51.100.2 dev eth0 proto 199\n"
+    );
+    assert_eq!(
+        plan_of_peer(Family::V6, true, near.clone()),
+        "ip route add 2001:db8:42:2::/64 via fd99::2 dev eth0 proto 199\n"
+    );
+    for family in Family::ALL {
+        assert_eq!(
+            plan_of_peer(family, true, far.clone()),
+            plan_of_peer(family, false, far.clone()),
+            "a router is in between"
+        );
+    }
+    assert!(plan_of_peer(Family::V4, false, near).contains("dev flannel.1"));
+}
+
+#[test]
+fn a_peer_that_changes_to_host_gw_takes_plain_packets() {
+    let lease = |ip: &str| {
+        let json = format!(r#"{{"PublicIP":"{ip}","BackendType":"host-gw"}}"#);
+        (key("10.244.2.0-24"), wire::decode(json.as_bytes()).unwrap())
+    };
+    assert_eq!(
+        plan_of_peer(Family::V4, false, lease("198.51.100.2")),
+        "ip route add 10.244.2.0/24 via 198.51.100.2 dev eth0 proto 199\n"
+    );
+    assert_eq!(
+        plan_of_peer(Family::V4, false, lease("203.0.113.2")),
+        "its public address 203.0.113.2 is behind a router, where only a tunnel reaches, not on \
+         the network of eth0\n"
+    );
 }
 
 #[test]
@@ -125,10 +194,6 @@ fn options_that_cannot_be_are_refused() {
             json!({"MTU": 100}),
             "MTU 100 leaves no room for pods: 50 bytes are added to every packet",
         ),
-        (
-            json!({"DirectRouting": true}),
-            "Backend.DirectRouting is not available: leave it out or set it to false",
-        ),
     ] {
         assert_eq!(configure(options).unwrap_err().to_string(), text);
     }
@@ -150,7 +215,7 @@ fn a_peer_that_makes_no_sense_is_left_out_and_the_others_stay() {
     let mac = |last: u8| format!("02:00:00:00:01:{last:02x}");
     let good = |subnet: &str, last: u8| (key(subnet), attributes(last, &mac(last)));
     let mut other_backend = good("10.244.9.0-24", 9);
-    other_backend.1.backend_type = "host-gw".to_owned();
+    other_backend.1.backend_type = "ipip".to_owned();
     let mut no_data = good("10.244.16.0-24", 10);
     no_data.1.backend_data = None;
     let mut no_address = good("10.244.11.0-24", 11);
@@ -190,7 +255,7 @@ fn a_peer_that_makes_no_sense_is_left_out_and_the_others_stay() {
             "10.244.4.0/24: its backend data does not decode: VtepMAC ff:ff:ff:ff:ff:ff is not of \
              one station",
             "10.244.5.0/24: its Ethernet address is that of this node",
-            "10.244.9.0/24: its backend is \"host-gw\", not \"vxlan\"",
+            "10.244.9.0/24: its backend is \"ipip\", not \"vxlan\"",
             "10.244.11.0/24: it has no public IPv4 address",
             "10.244.12.0/24: its public address 203.0.113.1 is ours",
             "10.244.16.0/24: its backend data does not decode: there is none",

@@ -1,0 +1,190 @@
+//! The engine that the rules go into: which one it is, and that the rules are in it and in no other.
+
+use std::fmt;
+
+use fabric::packet_filter;
+use fabric::packet_filter::iptables::{self, IpVersion, Iptables, Variant};
+use fabric::packet_filter::nft::Nft;
+use tracing::{debug, info};
+
+use super::iptables::tables;
+use super::nftables::ruleset;
+use super::{FamilyRules, NodeRules};
+use crate::family::Family;
+
+/// What evaluates the rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Engine {
+    /// Tables of our own, over netlink.
+    Nftables,
+    /// The tables of everybody, by the programs of iptables. A FORWARD policy of DROP that was set
+    /// there can only be got past there.
+    Iptables,
+}
+
+impl fmt::Display for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Nftables => "nftables",
+            Self::Iptables => "iptables",
+        })
+    }
+}
+
+impl Engine {
+    /// Chooses the engine for packets of these families. The administrator's word counts; without
+    /// it, iptables is flannel's default.
+    pub(crate) fn choose(
+        enable_nftables: Option<bool>,
+        families: impl IntoIterator<Item = Family>,
+    ) -> Self {
+        let missing = || families.into_iter().any(|family| find(family, Variant::Host).is_none());
+        let (engine, reason) = match enable_nftables {
+            Some(true) => (Self::Nftables, "EnableNFTables is true"),
+            Some(false) => (Self::Iptables, "EnableNFTables is false"),
+            None if missing() => {
+                (Self::Nftables, "EnableNFTables is not set, and iptables is not installed")
+            }
+            None => (Self::Iptables, "EnableNFTables is not set, and iptables is installed"),
+        };
+        info!(%engine, reason, "engine for packet filter rules chosen");
+        engine
+    }
+}
+
+/// Why the rules are not as they shall be.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RuleError {
+    #[error(transparent)]
+    Nftables(#[from] packet_filter::Error),
+    #[error(transparent)]
+    Iptables(#[from] iptables::Error),
+    #[error(
+        "the rules shall go into iptables, but {0}-save and {0}-restore are not installed: install \
+         the package iptables, or set EnableNFTables to true"
+    )]
+    NoPrograms(&'static str),
+}
+
+/// Keeps the rules of the node in one engine, and out of the others.
+#[derive(Debug, Default)]
+pub(crate) struct RuleKeeper {
+    /// Which of the two iptables is used, once that was decided.
+    variant: Option<Variant>,
+    /// What holds the rules, once everything else was cleared of them.
+    settled: Option<(Engine, NodeRules)>,
+}
+
+impl RuleKeeper {
+    /// Makes the rules true, and returns how many operations that took.
+    ///
+    /// # Errors
+    /// Says what is not as it shall be.
+    pub(crate) fn make_true(
+        &mut self,
+        engine: Engine,
+        rules: &NodeRules,
+    ) -> Result<usize, RuleError> {
+        match engine {
+            Engine::Nftables => ensure_nftables(rules),
+            Engine::Iptables => self.ensure_iptables(rules),
+        }
+    }
+
+    /// Tells whether the kernel says when the rules change, which it does for nf_tables only.
+    pub(crate) fn is_notified(&self, engine: Engine) -> bool {
+        engine == Engine::Nftables || self.variant == Some(Variant::Nft)
+    }
+
+    /// Removes what is left of the rules everywhere else, ours and flannel's: in the engine that was
+    /// used before, and of a family that is no longer in use. Call this when the rules are in
+    /// place, so that packets meet one set or both. Returns how many operations that took, and what
+    /// could not be removed.
+    pub(crate) fn clear_elsewhere(
+        &mut self,
+        engine: Engine,
+        rules: &NodeRules,
+    ) -> (usize, Vec<RuleError>) {
+        if self.settled.as_ref().is_some_and(|settled| (settled.0, &settled.1) == (engine, rules)) {
+            return (0, Vec::new());
+        }
+        let mut results: Vec<_> = match self.variant() {
+            Ok(variant) => elsewhere(engine, variant, rules)
+                .map(|iptables| ensure(&iptables, &FamilyRules::default()))
+                .collect(),
+            Err(error) => vec![Err(error)],
+        };
+        if engine == Engine::Iptables {
+            results.push(match ensure_nftables(&NodeRules::default()) {
+                Err(RuleError::Nftables(packet_filter::Error::Unavailable(_))) => Ok(0),
+                removed => removed,
+            });
+        }
+        let (removed, failures): (Vec<_>, Vec<_>) = results.into_iter().partition(Result::is_ok);
+        if failures.is_empty() {
+            self.settled = Some((engine, rules.clone()));
+        }
+        let failures = failures.into_iter().filter_map(Result::err).collect();
+        (removed.into_iter().flatten().sum(), failures)
+    }
+
+    fn ensure_iptables(&mut self, rules: &NodeRules) -> Result<usize, RuleError> {
+        let variant = self.variant()?;
+        let mut operations = 0;
+        for (family, rules) in rules.iter() {
+            let iptables = find(family, variant)
+                .ok_or_else(|| RuleError::NoPrograms(version(family).program()))?;
+            operations += ensure(&iptables, rules)?;
+        }
+        Ok(operations)
+    }
+
+    /// Decided once: from then on our own rules would have a say in it.
+    fn variant(&mut self) -> Result<Variant, RuleError> {
+        match self.variant {
+            Some(variant) => Ok(variant),
+            None => Ok(*self.variant.insert(Variant::in_use()?)),
+        }
+    }
+}
+
+/// Every iptables of this host that shall hold none of the rules.
+fn elsewhere(
+    engine: Engine,
+    variant: Variant,
+    rules: &NodeRules,
+) -> impl Iterator<Item = Iptables> {
+    let variants: &[Variant] = match variant {
+        Variant::Host => &[Variant::Host],
+        Variant::Nft | Variant::Legacy => &[Variant::Nft, Variant::Legacy],
+    };
+    let pairs = variants.iter().flat_map(|other| Family::ALL.map(|family| (family, *other)));
+    pairs
+        .filter(move |(family, other)| {
+            engine == Engine::Nftables || *other != variant || rules.get(*family).is_none()
+        })
+        .filter_map(|(family, other)| find(family, other))
+}
+
+fn find(family: Family, variant: Variant) -> Option<Iptables> {
+    Iptables::find(version(family), variant)
+}
+
+const fn version(family: Family) -> IpVersion {
+    match family {
+        Family::V4 => IpVersion::V4,
+        Family::V6 => IpVersion::V6,
+    }
+}
+
+fn ensure_nftables(rules: &NodeRules) -> Result<usize, RuleError> {
+    let change = packet_filter::ensure(&mut Nft::open()?, &ruleset(rules))?;
+    change.operations.iter().for_each(|operation| debug!("nft {operation}"));
+    Ok(change.operations.len())
+}
+
+fn ensure(iptables: &Iptables, rules: &FamilyRules) -> Result<usize, RuleError> {
+    let change = iptables.ensure(&tables(rules))?;
+    let commands = change.commands();
+    Ok(commands.map(|command| debug!("{} {command}", iptables.version().program())).count())
+}

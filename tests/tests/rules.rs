@@ -1,0 +1,218 @@
+//! The packet filter rules of a node: chosen, switched, repaired, and never in the way of others.
+
+#![expect(clippy::print_stdout, reason = "helpers of tests are tests")]
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Instant;
+
+use flannel_tests::cluster::{Cluster, Store};
+use flannel_tests::namespace::Namespace;
+use flannel_tests::pod::{self, Pod};
+use flannel_tests::program;
+use flannel_tests::rule_engine::RuleEngine;
+use flannel_tests::sandbox::sandboxed;
+use flannel_tests::traffic::{Flow, ping, source_seen_by};
+use flannel_tests::underlay::Underlay;
+use flannel_tests::wait;
+
+fn run(node: &Namespace, command: &str) -> String {
+    let (program, arguments) = command.split_once(' ').expect("a program and its arguments");
+    program::run(node.command(program).args(arguments.split(' ')))
+}
+
+/// A host that is no node, and a pod of the first node that speaks to it through masquerading.
+fn outside(cluster: &Cluster) -> (Namespace, Ipv4Addr, Pod) {
+    let outside = cluster.underlay().host("outside", 200);
+    let pod = pod::attach_to_each(&cluster.nodes()[..1], 1).remove(0);
+    (outside, Underlay::address(200), pod)
+}
+
+#[test]
+fn switching_the_engine_loses_no_packet_of_a_masqueraded_flow() {
+    sandboxed(|| {
+        let mut cluster = Cluster::unconfigured(1, Store::Directory);
+        cluster.store().configure(&RuleEngine::Nftables.network());
+        cluster.start_all();
+        let (outside, address, pod) = outside(&cluster);
+        let node = cluster.node(1).namespace().clone();
+        plant_foreign_rules(&node);
+        let foreign = foreign_rules(&node);
+        let flow = Flow::start(pod.namespace(), &outside, address, 1000).unwrap();
+        let go_on = |count: u64| {
+            let before = flow.received();
+            wait::until_true("the flow goes on", || flow.received() > before + count);
+        };
+        go_on(300);
+        for engine in [RuleEngine::IptablesNft, RuleEngine::Nftables, RuleEngine::IptablesNft] {
+            cluster.stop(1);
+            cluster.store().configure(&engine.network());
+            cluster.start(1);
+            cluster.wait_until_ready(1);
+            for other in RuleEngine::ALL {
+                let listing = other.listing(&node);
+                assert_eq!(listing.is_empty(), other != engine, "{other:?}: {listing}");
+            }
+            let seen = source_seen_by(pod.namespace(), &outside, address).unwrap();
+            assert_eq!(seen, IpAddr::V4(cluster.node(1).address()), "{engine:?}");
+            go_on(300);
+        }
+        let report = flow.finish().unwrap();
+        println!("{report}");
+        assert_eq!(report.lost(), 0, "{report}");
+        assert_eq!(foreign_rules(&node), foreign);
+    });
+}
+
+/// Rules of others in every engine, with names like ours among them.
+fn plant_foreign_rules(node: &Namespace) {
+    for iptables in ["iptables-nft", "iptables-legacy"] {
+        run(node, &format!("{iptables} -t nat -N FLANNELISH"));
+        run(node, &format!("{iptables} -t nat -A FLANNELISH -d 203.0.113.9 -j RETURN"));
+        run(node, &format!("{iptables} -t nat -A POSTROUTING -j FLANNELISH"));
+        run(node, &format!("{iptables} -A FORWARD -s 203.0.113.9 -j DROP"));
+    }
+    // The default variant holds more, so that it is the one in use.
+    run(node, "iptables-nft -A FORWARD -s 203.0.113.10 -j DROP");
+    run(node, "nft add table ip flannel-else");
+    run(node, "nft add chain ip flannel-else forward { type filter hook forward priority 5; }");
+    run(node, "nft add rule ip flannel-else forward ip saddr 203.0.113.9 drop");
+}
+
+fn foreign_rules(node: &Namespace) -> Vec<String> {
+    let listings = [
+        run(node, "iptables-nft-save -t nat"),
+        run(node, "iptables-nft-save -t filter"),
+        run(node, "iptables-legacy-save -t nat"),
+        run(node, "iptables-legacy-save -t filter"),
+        run(node, "nft list table ip flannel-else"),
+    ];
+    let lines = listings.iter().flat_map(|listing| listing.lines());
+    let foreign = lines.filter(|line| !line.starts_with(['#', ':']) && !line.contains("FLANNEL-"));
+    foreign.map(str::to_owned).collect()
+}
+
+#[test]
+fn forward_policy_of_iptables_is_got_past() {
+    sandboxed(|| {
+        let cluster = Cluster::with_rules_in(RuleEngine::IptablesNft, 2, Store::Directory);
+        let pods = pod::attach_to_each(cluster.nodes(), 1);
+        for node in cluster.nodes() {
+            run(node.namespace(), "iptables-nft -P FORWARD DROP");
+        }
+        for (from, to) in pod::pairs(&pods) {
+            ping(from.namespace(), to.address()).expect("the pods' packets are accepted");
+        }
+        // The rules are what lets them pass.
+        run(cluster.node(1).namespace(), "iptables-nft -I FLANNEL-FWD -j DROP");
+        let (from, to) = (&pods[0], &pods[1]);
+        wait::until("the foreign rule is removed and packets pass again", || {
+            let rules = run(cluster.node(1).namespace(), "iptables-nft -S FLANNEL-FWD");
+            if rules.contains("DROP") { Err(rules) } else { Ok(()) }
+        });
+        ping(from.namespace(), to.address()).expect("the pods' packets are accepted");
+    });
+}
+
+#[test]
+fn rules_come_back_in_nftables() {
+    sandboxed(|| come_back(RuleEngine::Nftables, &["nft flush ruleset"]));
+}
+
+#[test]
+fn rules_come_back_in_iptables() {
+    let damages = [
+        "nft flush ruleset",
+        "iptables-nft -t nat -F",
+        "iptables-nft -D FORWARD -m comment --comment flanneld\u{a0}forward -j FLANNEL-FWD",
+        "iptables-nft -F FLANNEL-FWD",
+    ];
+    sandboxed(move || come_back(RuleEngine::IptablesNft, &damages));
+}
+
+#[test]
+fn rules_come_back_in_the_older_tables_of_iptables() {
+    let damages = ["iptables-legacy -t nat -F", "iptables-legacy -F FORWARD"];
+    sandboxed(move || come_back(RuleEngine::IptablesLegacy, &damages));
+}
+
+/// Does each damage in turn, and expects the rules back. A no-break space stands for a blank.
+fn come_back(engine: RuleEngine, damages: &[&str]) {
+    let mut cluster = Cluster::unconfigured(1, Store::Directory);
+    cluster.store().configure(&engine.network());
+    let node = cluster.node(1).namespace().clone();
+    engine.prepare(&node);
+    cluster.start_with(1, &["--iptables-resync=1"]);
+    cluster.wait_until_ready(1);
+    let before = engine.listing(&node);
+    for damage in damages {
+        let words: Vec<_> = damage.split(' ').map(|word| word.replace('\u{a0}', " ")).collect();
+        program::run(node.command(&words[0]).args(&words[1..]));
+        let start = Instant::now();
+        wait::until("the rules are back", || {
+            let now = engine.listing(&node);
+            if now == before { Ok(()) } else { Err(now) }
+        });
+        println!("{damage}: healed in {:.0?}", start.elapsed());
+    }
+}
+
+#[test]
+fn what_is_excepted_is_not_masqueraded() {
+    sandboxed(|| {
+        let mut cluster = Cluster::new(1, Store::Directory);
+        let except = format!("--ip-masq-except={}/32", Underlay::address(200));
+        for engine in [RuleEngine::Nftables, RuleEngine::IptablesNft] {
+            cluster.store().configure(&engine.network());
+            cluster.start_with(1, &[&except, "--ip-masq-except=2001:db8::/32"]);
+            cluster.wait_until_ready(1);
+            let rules = engine.listing(cluster.node(1).namespace());
+            assert!(rules.contains("198.51.100.200") && !rules.contains("2001:db8"), "{rules}");
+            cluster.stop(1);
+        }
+        let (outside, address, pod) = outside(&cluster);
+        outside.ip(&format!("route add 10.244.0.0/16 via {}", cluster.node(1).address()));
+        let seen = source_seen_by(pod.namespace(), &outside, address).unwrap();
+        assert_eq!(seen, IpAddr::V4(pod.address()));
+    });
+}
+
+#[test]
+fn absent_programs_are_named_and_waited_for_or_done_without() {
+    sandboxed(|| {
+        let mut cluster = Cluster::unconfigured(1, Store::Directory);
+        let hidden = ["/usr/sbin/xtables-nft-multi", "/usr/sbin/xtables-legacy-multi"];
+        // Shared, so that a flanneld that runs sees them come back.
+        mount(&["--bind", "/usr/sbin", "/usr/sbin"]);
+        mount(&["--make-shared", "/usr/sbin"]);
+        for program in hidden {
+            mount(&["--bind", "/dev/null", program]);
+        }
+        let demanded = RuleEngine::IptablesNft.network();
+        cluster.store().configure(&demanded.replace("\"EnableNFTables\": false,", ""));
+        cluster.start(1);
+        cluster.wait_until_ready(1);
+        let log = cluster.flanneld(1).log();
+        assert!(log.contains("engine=nftables"), "{log}");
+        assert!(log.contains("EnableNFTables is not set, and iptables is not installed"), "{log}");
+        cluster.stop(1);
+
+        cluster.store().configure(&demanded);
+        cluster.start(1);
+        let advice = "install the package iptables, or set EnableNFTables to true";
+        wait::until("the programs are missed", || {
+            let log = cluster.flanneld(1).log();
+            if log.contains(advice) { Ok(()) } else { Err(log) }
+        });
+        for program in hidden {
+            program::run(program::installed("umount").arg(program));
+        }
+        cluster.wait_until_ready(1);
+        let node = cluster.node(1).namespace().clone();
+        assert!(RuleEngine::IptablesNft.listing(&node).contains("FLANNEL-POSTRTG"));
+        assert_eq!(RuleEngine::Nftables.listing(&node), "");
+    });
+}
+
+fn mount(arguments: &[&str]) {
+    program::run(program::installed("mount").args(arguments));
+}
