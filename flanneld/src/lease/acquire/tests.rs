@@ -242,7 +242,7 @@ fn nodes_without_ipv4_are_told_apart_by_their_other_address() {
     let request = Request { pools, previous: None, attributes: node(1) };
     let entry = |text, last| {
         let listed = Listed { key: key(text), attributes: Some(node(last)) };
-        Entry { listed, revision: 5, lease: 77 }
+        Entry { listed, revision: 5, created: 1, lease: 77 }
     };
     let other = entry("0.0.0.0-0&fd03:0:0:1::-64", 2);
     let own = entry("0.0.0.0-0&fd03:0:0:5::-64", 1);
