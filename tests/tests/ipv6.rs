@@ -450,25 +450,3 @@ fn an_interface_is_found_by_an_ipv6_address_and_by_a_route_over_several() {
         }
     });
 }
-
-#[test]
-fn what_udp_does_not_carry_is_said() {
-    sandboxed(|| {
-        let mut cluster = Cluster::unconfigured(2, Store::Directory);
-        cluster.store().configure(&network("both", "udp"));
-        [1, 2].into_iter().for_each(|number| cluster.start(number));
-        [1, 2].into_iter().for_each(|number| cluster.wait_until_ready(number));
-        let pods = pod::attach_to_each(cluster.nodes(), 1);
-        wait::until_true("IPv4 is carried", || {
-            ping(pods[0].namespace(), pods[1].address()).is_ok()
-        });
-        let log = cluster.flanneld(1).log();
-        assert!(log.contains("does not carry this family") && log.contains("family=IPv6"), "{log}");
-        cluster.stop(1);
-        cluster.store().configure(&network("IPv6", "udp"));
-        cluster.start(1);
-        assert_eq!(cluster.flanneld(1).wait().code(), Some(1));
-        let log = cluster.flanneld(1).log();
-        assert!(log.contains("Backend.Type udp carries only IPv4"), "{log}");
-    });
-}
