@@ -10,8 +10,9 @@ use std::thread;
 use fabric::link_name::LinkName;
 use fabric::netlink::{ApplyError, NetlinkError, Report, Scope, Socket, converge};
 use fabric::netstate::NetState;
+use fabric::sysctl;
 use tokio::sync::oneshot;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use crate::backend::udp::datapath::{DataPath, Forwarding};
 use crate::errors::chain;
@@ -52,9 +53,17 @@ impl Kernel {
     pub(crate) fn start() -> std::io::Result<Self> {
         let mut socket = Socket::open()?;
         let (requests, queue) = blocking::channel::<(Wanted, oneshot::Sender<Outcome>)>();
+        let read_only = sysctl::is_read_only();
+        if read_only {
+            warn!("/proc/sys is read-only, as in a container: kernel parameters stay as they are");
+        }
         let serve = move || {
             let (mut data_path, mut rules) = (None, RuleKeeper::default());
-            for (wanted, reply) in queue {
+            for (mut wanted, reply) in queue {
+                if read_only {
+                    wanted.scope.sysctls.clear();
+                    wanted.state.sysctls.clear();
+                }
                 // Nobody waits for the answer when the program is ending.
                 let _nobody_waits =
                     reply.send(make_true(&mut socket, &mut rules, &mut data_path, wanted));
