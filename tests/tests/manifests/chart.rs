@@ -1,5 +1,6 @@
 //! Renders the chart as Helm does: Go templates, with those of Helm's functions that it uses.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
@@ -83,8 +84,9 @@ fn json_value(value: &Go) -> Value {
         Go::String(text) => Value::from(text.as_str()),
         Go::Array(items) => items.iter().map(json_value).collect(),
         Go::Object(fields) | Go::Map(fields) => {
-            let field = |(name, value): (&String, &Go)| (name.clone(), json_value(value));
-            fields.iter().map(field).collect::<Map<_, _>>().into()
+            let fields: BTreeMap<_, _> = fields.clone().into_iter().collect();
+            let field = |(name, value): (String, Go)| (name, json_value(&value));
+            fields.into_iter().map(field).collect::<Map<_, _>>().into()
         }
     }
 }
