@@ -49,7 +49,7 @@ lint: ## Check formatting, run clippy and build the documentation, warnings deni
 	$(CARGO) clippy $(CARGO_FLAGS) --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc $(CARGO_FLAGS) --workspace --no-deps
 
-bench: build ## Measure the plugin against Debian's Go plugins, 4,000 peers against ip -batch, and udp
+bench: build ## Measure the plugin against the Go plugins of a stock node, alone, in bursts and on a full bridge, 4,000 peers against ip -batch, and udp
 	@tests/requirements.sh --check bench
 	$(CARGO) build $(CARGO_FLAGS) --release --target-dir target -p flannel-tests
 	TEST_FLANNEL=$(DIST)/flannel target/release/bench_cni
