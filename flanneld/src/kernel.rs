@@ -10,9 +10,10 @@ use std::thread;
 use fabric::link_name::LinkName;
 use fabric::netlink::{ApplyError, NetlinkError, Report, Scope, Socket, converge};
 use fabric::netstate::NetState;
+use fabric::sysctl;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use crate::backend::udp::datapath::{DataPath, Forwarding};
 use crate::errors::chain;
@@ -61,11 +62,19 @@ impl Kernel {
     pub(crate) fn start() -> std::io::Result<Self> {
         let mut socket = Socket::open()?;
         let (requests, queue) = blocking::channel();
+        let read_only = sysctl::is_read_only();
+        if read_only {
+            warn!("/proc/sys is read-only, as in a container: kernel parameters stay as they are");
+        }
         let serve = move || {
             let (mut data_paths, mut rules) = (Vec::new(), RuleKeeper::default());
             for request in queue {
                 match request {
-                    Request::MakeTrue(wanted, reply) => {
+                    Request::MakeTrue(mut wanted, reply) => {
+                        if read_only {
+                            wanted.scope.sysctls.clear();
+                            wanted.state.sysctls.clear();
+                        }
                         let outcome = make_true(&mut socket, &mut rules, &mut data_paths, *wanted);
                         // Nobody waits for the answer when the program is ending.
                         let _nobody_waits = reply.send(outcome);

@@ -70,6 +70,11 @@ fn no_backend_means_udp_and_an_empty_one_is_an_error() {
 fn errors_name_the_key_the_value_and_what_is_allowed() {
     for (json, text) in [
         (r#"{}"#, "Network is missing: want the network of all pods, such as 10.244.0.0/16"),
+        (
+            r#"{"Network":"10.0.0.0/16","EnableIPv6":true,"IPv6Network":"::/64"}"#,
+            "IPv6Network ::/64 has IPv4 addresses in the form of IPv6 in it, which no pod can have: \
+             want another network, such as fc00::/48",
+        ),
         (r#"{"EnableIPv4":false}"#, "neither EnableIPv4 nor EnableIPv6 is true"),
         (
             r#"{"Network":"10.0.0.0/29"}"#,
