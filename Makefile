@@ -9,8 +9,8 @@ MUSL := $(HOST:-gnu=-musl)
 HAS_MUSL := $(wildcard $(shell rustc --print sysroot)/lib/rustlib/$(MUSL)/lib)
 # The plugin is static: with musl where that target is installed, with glibc otherwise.
 PLUGIN_TARGET := $(if $(HAS_MUSL),$(MUSL),$(HOST))
-# With glibc in it, the plugin is compiled for size.
-PLUGIN_PROFILE := $(if $(filter %-musl,$(PLUGIN_TARGET)),release,small)
+# Most of its time is the kernel's, so the plugin is compiled for size.
+PLUGIN_PROFILE := small
 # The agent resolves names, which static glibc cannot do: it is static with musl only.
 AGENT_TARGET := $(if $(HAS_MUSL),$(if $(shell command -v musl-gcc),$(MUSL),$(HOST)),$(HOST))
 AGENT_FLAGS := $(if $(filter %-musl,$(AGENT_TARGET)),CC_$(subst -,_,$(MUSL))=musl-gcc)
