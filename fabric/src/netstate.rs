@@ -39,6 +39,8 @@ pub struct NetState {
     pub fdb: BTreeMap<(LinkName, MacAddr), IpAddr>,
     /// Unicast routes with one next hop.
     pub routes: BTreeMap<RouteKey, Route>,
+    /// Destinations to which packets vanish, unless a better route exists.
+    pub blackholes: BTreeSet<RouteKey>,
     /// How much links may send.
     pub shapers: BTreeMap<LinkName, TokenBucket>,
     /// By which other link everything leaves that comes in by a link.
@@ -56,6 +58,7 @@ impl NetState {
             neighbours,
             fdb,
             routes,
+            blackholes,
             unrouted,
             shapers,
             redirects,
@@ -66,6 +69,7 @@ impl NetState {
         self.neighbours.extend(neighbours);
         self.fdb.extend(fdb);
         self.routes.extend(routes);
+        self.blackholes.extend(blackholes);
         self.unrouted.extend(unrouted);
         self.shapers.extend(shapers);
         self.redirects.extend(redirects);
@@ -258,6 +262,14 @@ impl RouteKey {
     pub fn main(destination: IpNetwork) -> Self {
         let metric = if destination.is_ipv4() { 0 } else { 1024 };
         Self { table: Self::TABLE_MAIN, destination, metric }
+    }
+
+    /// A route of the main table that counts where nobody has another one.
+    pub fn last_resort(network: IpNetwork) -> Self {
+        let destination = IpNetwork::new(network.network(), network.prefix())
+            .expect("the prefix of a network is valid");
+        // Above what the kernel and the managers of networks give to theirs.
+        Self { table: Self::TABLE_MAIN, destination, metric: 1 << 30 }
     }
 }
 

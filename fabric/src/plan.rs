@@ -16,7 +16,7 @@ use crate::link_name::LinkName;
 use crate::mac::MacAddr;
 use crate::mtu::Mtu;
 use crate::netstate::{
-    Address, BridgePort, Link, LinkKind, NetState, Route, RouteKey, Sysctl, TokenBucket, Vxlan,
+    Address, BridgePort, Link, LinkKind, NetState, ROUTE_PROTOCOL, Route, RouteKey, Sysctl, TokenBucket, Vxlan,
 };
 
 /// Operations in an order that the kernel accepts.
@@ -60,6 +60,10 @@ pub enum Op {
     ReplaceRoute(RouteKey, Route),
     /// Remove a route.
     DelRoute(RouteKey, Route),
+    /// Let packets to a destination vanish.
+    AddBlackhole(RouteKey),
+    /// Let them no longer vanish.
+    DelBlackhole(RouteKey),
     /// Limit how much a link sends.
     ReplaceShaper(LinkName, TokenBucket),
     /// Let a link send as much as it can.
@@ -119,6 +123,7 @@ pub fn diff(desired: &NetState, observed: &NetState) -> Plan {
     diff.replace_routes(&flushed, &mut ops);
     diff.shape(&mut ops);
     diff.unshape(&mut ops);
+    diff.change_blackholes(&mut ops);
     diff.del_routes(&mut ops);
     diff.del_fdb_entries(&mut ops);
     diff.del_neighbours(&mut ops);
@@ -322,6 +327,12 @@ impl Diff<'_> {
         }
     }
 
+    fn change_blackholes(&self, ops: &mut Vec<Op>) {
+        let (desired, observed) = (&self.desired.blackholes, &self.observed.blackholes);
+        ops.extend(desired.difference(observed).copied().map(Op::AddBlackhole));
+        ops.extend(observed.difference(desired).copied().map(Op::DelBlackhole));
+    }
+
     fn del_routes(&self, ops: &mut Vec<Op>) {
         for (key, route) in &self.observed.routes {
             if !self.desired.routes.contains_key(key) && !self.goes(&route.link) {
@@ -427,6 +438,7 @@ impl Op {
                 | Self::DelNeighbour(..)
                 | Self::DelFdbEntry(..)
                 | Self::DelRoute(..)
+                | Self::DelBlackhole(_)
                 | Self::DelShaper(_)
                 | Self::DelIngress(_)
         )
@@ -498,6 +510,8 @@ impl fmt::Display for Op {
                 write!(f, "ip route replace {}", RouteText(key, route))
             }
             Self::DelRoute(key, route) => write!(f, "ip route del {}", RouteText(key, route)),
+            Self::AddBlackhole(key) => write!(f, "ip route add blackhole {}", KeyText(key)),
+            Self::DelBlackhole(key) => write!(f, "ip route del blackhole {}", KeyText(key)),
             Self::ReplaceShaper(link, bucket) => {
                 write!(f, "tc qdisc replace dev {link} root handle 1: tbf{bucket}")
             }
@@ -595,6 +609,16 @@ impl fmt::Display for LinkChange {
 
 const fn on_off(on: bool) -> &'static str {
     if on { "on" } else { "off" }
+}
+
+/// A marked route that leads nowhere.
+struct KeyText<'a>(&'a RouteKey);
+
+impl fmt::Display for KeyText<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let RouteKey { table, destination, metric } = self.0;
+        write!(f, "{destination} table {table} proto {ROUTE_PROTOCOL} metric {metric}")
+    }
 }
 
 struct RouteText<'a>(&'a RouteKey, &'a Route);
