@@ -44,6 +44,8 @@ pub struct NetState {
     pub vlans: BTreeMap<(LinkName, u16), PortVlan>,
     /// Unicast routes with one next hop.
     pub routes: BTreeMap<RouteKey, Route>,
+    /// Destinations to which packets vanish, unless a better route exists.
+    pub blackholes: BTreeSet<RouteKey>,
     /// How much links may send.
     pub shapers: BTreeMap<LinkName, TokenBucket>,
     /// By which other link everything leaves that comes in by a link.
@@ -61,6 +63,7 @@ impl NetState {
             neighbours,
             fdb,
             routes,
+            blackholes,
             unrouted,
             probed,
             vlans,
@@ -73,6 +76,7 @@ impl NetState {
         self.neighbours.extend(neighbours);
         self.fdb.extend(fdb);
         self.routes.extend(routes);
+        self.blackholes.extend(blackholes);
         self.unrouted.extend(unrouted);
         self.probed.extend(probed);
         self.vlans.extend(vlans);
@@ -281,6 +285,14 @@ impl RouteKey {
     pub fn main(destination: IpNetwork) -> Self {
         let metric = if destination.is_ipv4() { 0 } else { 1024 };
         Self { table: Self::TABLE_MAIN, destination, metric }
+    }
+
+    /// A route of the main table that counts where nobody has another one.
+    pub fn last_resort(network: IpNetwork) -> Self {
+        let destination = IpNetwork::new(network.network(), network.prefix())
+            .expect("the prefix of a network is valid");
+        // Above what the kernel and the managers of networks give to theirs.
+        Self { table: Self::TABLE_MAIN, destination, metric: 1 << 30 }
     }
 }
 

@@ -17,7 +17,8 @@ use crate::link_name::LinkName;
 use crate::mac::MacAddr;
 use crate::mtu::Mtu;
 use crate::netstate::{
-    Address, Link, LinkKind, NetState, PortVlan, Route, RouteKey, Sysctl, TokenBucket, Vxlan,
+    Address, Link, LinkKind, NetState, PortVlan, ROUTE_PROTOCOL, Route, RouteKey, Sysctl,
+    TokenBucket, Vxlan,
 };
 
 use bridge::{new_port_changes, port_changes};
@@ -71,6 +72,10 @@ pub enum Op {
     ReplaceRoute(RouteKey, Route),
     /// Remove a route.
     DelRoute(RouteKey, Route),
+    /// Let packets to a destination vanish.
+    AddBlackhole(RouteKey),
+    /// Let them no longer vanish.
+    DelBlackhole(RouteKey),
     /// Limit how much a link sends.
     ReplaceShaper(LinkName, TokenBucket),
     /// Let a link send as much as it can.
@@ -135,6 +140,7 @@ pub fn diff(desired: &NetState, observed: &NetState) -> Plan {
     diff.replace_routes(&flushed, &mut ops);
     diff.shape(&mut ops);
     diff.unshape(&mut ops);
+    diff.change_blackholes(&mut ops);
     diff.del_routes(&mut ops);
     diff.del_fdb_entries(&mut ops);
     diff.del_neighbours(&mut ops);
@@ -351,6 +357,12 @@ impl Diff<'_> {
         }
     }
 
+    fn change_blackholes(&self, ops: &mut Vec<Op>) {
+        let (desired, observed) = (&self.desired.blackholes, &self.observed.blackholes);
+        ops.extend(desired.difference(observed).copied().map(Op::AddBlackhole));
+        ops.extend(observed.difference(desired).copied().map(Op::DelBlackhole));
+    }
+
     fn del_routes(&self, ops: &mut Vec<Op>) {
         for (key, route) in &self.observed.routes {
             if !self.desired.routes.contains_key(key) && !self.goes(&route.link) {
@@ -445,6 +457,7 @@ impl Op {
                 | Self::DelFdbEntry(..)
                 | Self::DelRoute(..)
                 | Self::DelVlan(..)
+                | Self::DelBlackhole(_)
                 | Self::DelShaper(_)
                 | Self::DelIngress(_)
         )
@@ -527,6 +540,8 @@ impl fmt::Display for Op {
                 write!(f, "ip route replace {}", RouteText(key, route))
             }
             Self::DelRoute(key, route) => write!(f, "ip route del {}", RouteText(key, route)),
+            Self::AddBlackhole(key) => write!(f, "ip route add blackhole {}", KeyText(key)),
+            Self::DelBlackhole(key) => write!(f, "ip route del blackhole {}", KeyText(key)),
             Self::ReplaceShaper(link, bucket) => {
                 write!(f, "tc qdisc replace dev {link} root handle 1: tbf{bucket}")
             }
@@ -632,6 +647,16 @@ impl fmt::Display for LinkChange {
 
 const fn on_off(on: bool) -> &'static str {
     if on { "on" } else { "off" }
+}
+
+/// A marked route that leads nowhere.
+struct KeyText<'a>(&'a RouteKey);
+
+impl fmt::Display for KeyText<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let RouteKey { table, destination, metric } = self.0;
+        write!(f, "{destination} table {table} proto {ROUTE_PROTOCOL} metric {metric}")
+    }
 }
 
 struct RouteText<'a>(&'a RouteKey, &'a Route);

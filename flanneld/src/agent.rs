@@ -28,7 +28,7 @@ use crate::lease::LeaseKey;
 use crate::lease::acquire::Request;
 use crate::notifications::Notifications;
 use crate::reconciler::{self, Channels, Node};
-use crate::rules::engine::Engine;
+use crate::rules::engine::{Engine, warn_without_bridge_filter};
 use crate::shutdown::Shutdown;
 use crate::store::{DirectoryStore, EtcdStore, LeaseStore, StoreError};
 use crate::{clock, health, readdress, renewal, retry};
@@ -153,6 +153,7 @@ async fn serve(
         attributes: backends.attributes(&interface),
     };
     let engine = Engine::choose(config.enable_nftables, families.iter().copied());
+    warn_without_bridge_filter(engine, families.iter().copied());
     let kernel = Kernel::start().map_err(system("start the thread that speaks to the kernel"))?;
     let node = Node {
         backends,
@@ -160,6 +161,7 @@ async fn serve(
         networks,
         engine,
         rules: options.rules,
+        blackhole: options.blackhole_route,
         rules_interval: options.rules_interval,
         ip_masq: options.ip_masq,
         subnet_file: options.subnet_file,

@@ -45,6 +45,7 @@ pub(crate) struct Options {
     pub(crate) ip_masq: bool,
     pub(crate) rules: RuleOptions,
     pub(crate) rules_interval: Duration,
+    pub(crate) blackhole_route: bool,
     pub(crate) health: Option<SocketAddr>,
     pub(crate) verbosity: i64,
     /// Variables of the environment that were left out, and why.
@@ -227,6 +228,7 @@ impl Typed {
             ip_masq: self.switch("ip-masq"),
             rules: self.rules()?,
             rules_interval: Duration::from_secs(interval.clamp(1, 3600).unsigned_abs()),
+            blackhole_route: self.switch("ip-blackhole-route"),
             health,
             verbosity: self.number("v")?,
             ignored: self.ignored,
@@ -235,8 +237,7 @@ impl Typed {
 
     fn refuse_what_is_not_available(&self) -> Result<(), UsageError> {
         let kubernetes = "leases are kept in etcd or, with --lease-dir, in a directory";
-        let blackhole = "leave it out";
-        let not_yet = [("kube-subnet-mgr", kubernetes), ("ip-blackhole-route", blackhole)];
+        let not_yet = [("kube-subnet-mgr", kubernetes)];
         match not_yet.into_iter().find(|(flag, _)| self.switch(flag)) {
             Some((flag, instead)) => Err(UsageError::NotAvailable { flag, instead }),
             None => Ok(()),

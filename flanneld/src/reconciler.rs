@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use fabric::link_name::LinkName;
-use fabric::netstate::Sysctl;
+use fabric::netstate::{RouteKey, Sysctl};
 use fabric::subnet_file::SubnetFile;
 use fabric::sysctl;
 use ipnetwork::IpNetwork;
@@ -56,6 +56,8 @@ pub(crate) struct Node {
     pub(crate) networks: PerFamily<IpNetwork>,
     pub(crate) engine: Engine,
     pub(crate) rules: RuleOptions,
+    /// Whether packets to a pod that is not there vanish here, instead of by the default route.
+    pub(crate) blackhole: bool,
     /// How often rules are compared when the kernel does not tell that they change.
     pub(crate) rules_interval: Duration,
     /// What the subnet file says about masquerading.
@@ -244,9 +246,13 @@ impl Reconciler {
         let desired = self.node.backends.desired(&own, &leases);
         self.sysctls.clone_from(&desired.state.sysctls);
         let peers = leases.len().saturating_sub(desired.left_out.len());
+        let mut state = desired.state;
+        if self.node.blackhole {
+            state.blackholes.extend(own.subnets().map(RouteKey::last_resort));
+        }
         let wanted = Wanted {
             scope,
-            state: desired.state,
+            state,
             engine: self.node.engine,
             rules: rules::desired(&self.node.rules, &self.node.networks, &own),
             forwarding: desired.forwarding,

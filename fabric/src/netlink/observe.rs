@@ -155,6 +155,13 @@ impl Scope {
         }
     }
 
+    /// Only those with our mark are ours, because nothing else tells them apart.
+    fn has_blackhole(&self, message: &RouteMessage, key: &RouteKey) -> bool {
+        self.routes == Routes::OnLinksAndMarked
+            && message.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL)
+            && self.is_inside(key.destination)
+    }
+
     fn is_inside(&self, network: IpNetwork) -> bool {
         let contains = |ours: &IpNetwork| {
             ours.is_ipv4() == network.is_ipv4()
@@ -221,7 +228,7 @@ pub fn observe(socket: &mut Socket, scope: &Scope) -> Result<NetState, NetlinkEr
         state.shapers = shaping::observe_shapers(socket, &names)?;
     }
     if scope.routes != Routes::None {
-        state.routes = observe_routes(socket, scope, names)?;
+        (state.routes, state.blackholes) = observe_routes(socket, scope, names)?;
     }
     for key in &scope.sysctls {
         if let Ok(value) = sysctl::read(key) {
@@ -506,13 +513,18 @@ fn observe_routes(
     socket: &mut Socket,
     scope: &Scope,
     mut names: BTreeMap<u32, LinkName>,
-) -> Result<BTreeMap<RouteKey, Route>, NetlinkError> {
-    let mut routes = BTreeMap::new();
+) -> Result<(BTreeMap<RouteKey, Route>, BTreeSet<RouteKey>), NetlinkError> {
+    let (mut routes, mut blackholes) = (BTreeMap::new(), BTreeSet::new());
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         let mut request = RouteMessage::default();
         request.header.address_family = family;
         for row in socket.dump("routes", &RouteNetlinkMessage::GetRoute(request))? {
             let RouteNetlinkMessage::NewRoute(message) = row else { continue };
+            if message.header.kind == RouteType::BlackHole {
+                blackholes
+                    .extend(decode_key(&message).filter(|key| scope.has_blackhole(&message, key)));
+                continue;
+            }
             let Some(index) = output_interface(&message) else { continue };
             if scope.may_be_elsewhere(&message) && !names.contains_key(&index) {
                 names.extend(socket.name_of(index)?.map(|name| (index, name)));
@@ -521,7 +533,7 @@ fn observe_routes(
             routes.extend(route.filter(|(key, route)| scope.has(key, route)));
         }
     }
-    Ok(routes)
+    Ok((routes, blackholes))
 }
 
 fn output_interface(message: &RouteMessage) -> Option<u32> {
@@ -540,27 +552,36 @@ fn decode_route(message: &RouteMessage, link: LinkName) -> Option<(RouteKey, Rou
     if kernel_made || header.kind != RouteType::Unicast {
         return None;
     }
-    let any = if header.address_family == AddressFamily::Inet {
-        IpAddr::from([0; 4])
-    } else {
-        IpAddr::from([0; 16])
+    let (mut via, mut source) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Gateway(address) => via = Some(ip(address)?),
+            RouteAttribute::PrefSource(address) => source = Some(ip(address)?),
+            _ => {}
+        }
+    }
+    let onlink = header.flags.contains(RouteFlags::Onlink);
+    let protocol = u8::from(header.protocol);
+    Some((decode_key(message)?, Route { link, via, onlink, protocol, source }))
+}
+
+fn decode_key(message: &RouteMessage) -> Option<RouteKey> {
+    let header = &message.header;
+    let mut destination = match header.address_family {
+        AddressFamily::Inet => IpAddr::from([0; 4]),
+        _ => IpAddr::from([0; 16]),
     };
-    let (mut destination, mut via, mut source) = (any, None, None);
     let (mut table, mut metric) = (u32::from(header.table), 0);
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Destination(address) => destination = ip(address)?,
-            RouteAttribute::Gateway(address) => via = Some(ip(address)?),
-            RouteAttribute::PrefSource(address) => source = Some(ip(address)?),
             RouteAttribute::Table(number) => table = *number,
             RouteAttribute::Priority(number) => metric = *number,
             _ => {}
         }
     }
     let destination = IpNetwork::new(destination, header.destination_prefix_length).ok()?;
-    let onlink = header.flags.contains(RouteFlags::Onlink);
-    let protocol = u8::from(header.protocol);
-    Some((RouteKey { table, destination, metric }, Route { link, via, onlink, protocol, source }))
+    Some(RouteKey { table, destination, metric })
 }
 
 pub(super) fn ip(address: &RouteAddress) -> Option<IpAddr> {

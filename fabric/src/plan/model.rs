@@ -66,6 +66,12 @@ impl Model {
             Op::AddRoute(key, route) | Op::ReplaceRoute(key, route) => {
                 return self.replace_route(*key, *route);
             }
+            Op::AddBlackhole(key) => {
+                self.0.blackholes.insert(*key).then_some(()).ok_or(Refusal::Eexist)?;
+            }
+            Op::DelBlackhole(key) => {
+                self.0.blackholes.remove(key).then_some(()).ok_or(Refusal::Enoent)?;
+            }
             Op::DelRoute(key, _) => {
                 self.0.routes.remove(key).ok_or(Refusal::Enoent)?;
             }
