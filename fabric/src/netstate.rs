@@ -50,6 +50,8 @@ pub struct NetState {
     pub shapers: BTreeMap<LinkName, TokenBucket>,
     /// By which other link everything leaves that comes in by a link.
     pub redirects: BTreeMap<LinkName, LinkName>,
+    /// Whether links leave the checksums of what they send to be computed further down.
+    pub tx_checksum: BTreeMap<LinkName, bool>,
     /// Kernel parameters. They are set, never restored.
     pub sysctls: BTreeMap<Sysctl, String>,
 }
@@ -69,6 +71,7 @@ impl NetState {
             vlans,
             shapers,
             redirects,
+            tx_checksum,
             sysctls,
         } = other;
         self.links.extend(links);
@@ -82,6 +85,7 @@ impl NetState {
         self.vlans.extend(vlans);
         self.shapers.extend(shapers);
         self.redirects.extend(redirects);
+        self.tx_checksum.extend(tx_checksum);
         self.sysctls.extend(sysctls);
     }
 }

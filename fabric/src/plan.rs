@@ -41,6 +41,8 @@ pub enum Op {
     SetLink(LinkName, LinkChange),
     /// Set a kernel parameter.
     SetSysctl(Sysctl, String),
+    /// Let a link leave checksums to be computed further down, or not.
+    SetTxChecksum(LinkName, bool),
     /// Make a link that lives in the namespace at this path, on a link of this one. It is down at
     /// first. No plan for a state does so.
     AddLinkIn(PathBuf, LinkName, Link),
@@ -133,6 +135,7 @@ pub fn diff(desired: &NetState, observed: &NetState) -> Plan {
     diff.change_links(&mut ops);
     diff.replace_vlans(&mut ops);
     diff.set_sysctls(&mut ops);
+    diff.set_offloads(&mut ops);
     diff.replace_addresses(&flushed, &mut ops);
     diff.bring_links_up(&mut ops);
     diff.replace_neighbours(&mut ops);
@@ -285,6 +288,14 @@ impl Diff<'_> {
             // A new link starts with default parameters.
             if self.observed.sysctls.get(key) != Some(value) || !self.rebuilt.is_empty() {
                 ops.push(Op::SetSysctl(key.clone(), value.clone()));
+            }
+        }
+    }
+
+    fn set_offloads(&self, ops: &mut Vec<Op>) {
+        for (link, on) in &self.desired.tx_checksum {
+            if self.observed.tx_checksum.get(link) != Some(on) || !self.survives(link) {
+                ops.push(Op::SetTxChecksum(*link, *on));
             }
         }
     }
@@ -510,6 +521,7 @@ impl fmt::Display for Op {
             }
             Self::SetLink(name, change) => write!(f, "ip link set {name} {change}"),
             Self::SetSysctl(key, value) => write!(f, "sysctl -w {key}={value}"),
+            Self::SetTxChecksum(link, on) => write!(f, "ethtool -K {link} tx {}", on_off(*on)),
             Self::ReplaceAddress(Address { link, ip }) => {
                 write!(f, "ip address replace {ip} dev {link}")
             }

@@ -220,6 +220,29 @@ fn routes_of_the_predecessor_are_told_by_their_next_hops() {
 }
 
 #[test]
+fn checksums_are_switched_and_stay_so_when_the_tunnel_is_made_anew() {
+    sandboxed(|| {
+        underlay();
+        let mut desired = tunnel(1);
+        let scope = Scope { tx_checksum: true, ..tunnel_scope() };
+        let mut socket = Socket::open().unwrap();
+        let mut converge = |desired: &NetState| converge(&mut socket, &scope, desired).unwrap();
+        converge(&desired);
+        assert!(converge(&desired).plan.is_empty(), "what is not wanted is not touched");
+        for on in [false, true, false] {
+            desired.tx_checksum.insert(name("flannel.1"), on);
+            assert!(converge(&desired).failures.is_empty());
+            assert!(converge(&desired).plan.is_empty());
+            let state = if on { "tx-checksum-ip-generic: on" } else { "tx-checksum-ip-generic: off" };
+            assert!(run("ethtool", "-k flannel.1").contains(state));
+        }
+        ip("link delete flannel.1");
+        converge(&desired);
+        assert!(run("ethtool", "-k flannel.1").contains("tx-checksum-ip-generic: off"));
+    });
+}
+
+#[test]
 fn blackholes_come_and_go_and_yield_to_every_other_route() {
     sandboxed(|| {
         underlay();

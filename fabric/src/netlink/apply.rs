@@ -32,7 +32,7 @@ use crate::netstate::{
     Address, Link, LinkKind, Macvlan, MacvlanMode, ROUTE_PROTOCOL, Route, RouteKey, VethPeer, Vxlan,
 };
 use crate::plan::{LinkChange, Op, Plan};
-use crate::{sysctl, tun};
+use crate::{offload, sysctl, tun};
 
 /// An operation that was not done.
 #[derive(Debug, thiserror::Error)]
@@ -96,6 +96,10 @@ impl<'a> Applier<'a> {
                 // The link whose parameter it is may still be in the queue.
                 self.flush();
                 return sysctl::write(key, value);
+            }
+            Op::SetTxChecksum(link, on) => {
+                self.flush();
+                return offload::set_tx_checksum(*link, *on);
             }
             Op::AddLink(name, Link { kind: LinkKind::Tun, .. }) => {
                 // One of another kind may still be in the queue for removal.

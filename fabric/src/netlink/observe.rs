@@ -27,7 +27,7 @@ use crate::netstate::{
     Address, BridgePort, Link, LinkKind, Macvlan, MacvlanMode, NetState, ROUTE_PROTOCOL, Route,
     RouteKey, Sysctl, Vxlan,
 };
-use crate::sysctl;
+use crate::{offload, sysctl};
 use crate::vni::Vni;
 
 /// What of a namespace is looked at. What is found there counts as ours: whoever wants to leave
@@ -48,6 +48,8 @@ pub struct Scope {
     pub vlans: bool,
     /// Whether to read how much these links may send and where what comes in by them goes.
     pub shaping: bool,
+    /// Whether to read which checksums links compute.
+    pub tx_checksum: bool,
     /// Which routes to read.
     pub routes: Routes,
     /// The networks outside of which addresses and routes are somebody else's, unless a route on
@@ -229,6 +231,10 @@ pub fn observe(socket: &mut Socket, scope: &Scope) -> Result<NetState, NetlinkEr
     }
     if scope.routes != Routes::None {
         (state.routes, state.blackholes) = observe_routes(socket, scope, names)?;
+    }
+    if scope.tx_checksum {
+        let value = |link: &LinkName| Some((*link, offload::tx_checksum(*link).ok()?));
+        state.tx_checksum = state.links.keys().filter_map(value).collect();
     }
     for key in &scope.sysctls {
         if let Ok(value) = sysctl::read(key) {

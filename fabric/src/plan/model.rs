@@ -35,6 +35,10 @@ impl Model {
             Op::AddLink(name, link) => return self.add_link(*name, link),
             Op::DelLink(name) => return self.del_link(*name),
             Op::SetLink(name, change) => return self.set_link(*name, change),
+            Op::SetTxChecksum(link, on) => {
+                self.link(*link)?;
+                self.0.tx_checksum.insert(*link, *on);
+            }
             Op::SetSysctl(key, value) => {
                 self.0.sysctls.insert(key.clone(), value.clone());
             }
@@ -167,6 +171,7 @@ impl Model {
         self.0.neighbours.retain(|(link, _), _| *link != name);
         self.0.fdb.retain(|(link, _), _| *link != name);
         self.0.routes.retain(|_, route| route.link != name);
+        self.0.tx_checksum.remove(&name);
         self.0.shapers.retain(|link, _| *link != name);
         let links = &self.0.links;
         self.0.vlans.retain(|(link, _), _| links.get(link).is_some_and(|link| link.port.is_some()));

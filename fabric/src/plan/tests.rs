@@ -249,6 +249,7 @@ prop_compose! {
         peers in peers(),
         vni in 1..3_u32,
         learning: bool,
+        tx_checksum: Option<bool>,
         mtu in 1400..1403_u32,
         tunnel in proptest::bool::weighted(0.8),
         bridge in proptest::option::weighted(0.8, (any::<bool>(), 1..4_u8, any::<bool>())),
@@ -262,6 +263,7 @@ prop_compose! {
             link.mtu = Mtu::new(mtu);
             let LinkKind::Vxlan(vxlan) = &mut link.kind else { unreachable!() };
             (vxlan.vni, vxlan.learning) = (Vni::new(vni).unwrap(), learning);
+            state.tx_checksum.extend(tx_checksum.map(|on| (name("flannel.1"), on)));
         }
         if let Some((hairpin, host, second_address)) = bridge {
             add_bridge(&mut state, hairpin, host, second_address);
