@@ -38,5 +38,6 @@ pub mod state;
 
 pub mod arena;
 pub mod error;
+pub mod foreign_bytes;
 pub mod output;
 pub mod result;

@@ -134,7 +134,7 @@ async fn reserve(
         return Err(CommandError::Changed(key));
     };
     let listed = Listed { key, attributes: Some(attributes) };
-    Ok(vec![Row { entry: Entry { listed, revision, lease: 0 }, age: None }])
+    Ok(vec![Row { entry: Entry { listed, revision, created: revision, lease: 0 }, age: None }])
 }
 
 /// What a reservation says until its node comes; other nodes have no use for it.

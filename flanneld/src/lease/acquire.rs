@@ -25,6 +25,8 @@ pub(crate) struct Entry {
     pub(crate) listed: Listed,
     /// Changes whenever anybody writes the key.
     pub(crate) revision: i64,
+    /// What `revision` was when the key was made; 0 where the store does not know.
+    pub(crate) created: i64,
     /// What the key ends with, in the store's own terms; 0 for a reservation, which has no end.
     pub(crate) lease: i64,
 }
@@ -113,6 +115,7 @@ pub(crate) fn decide(
             let is_left = |other: &&Entry| is_left_of_a_move(request, memory, entry, other);
             match entries.iter().find(is_left) {
                 Some(rest) => Decision::Drop(rest.clone()),
+                None if came_too_late(entry, entries) => Decision::Drop(entry.clone()),
                 None => Decision::Keep(entry.clone()),
             }
         }
@@ -125,6 +128,14 @@ fn is_left_of_a_move(request: &Request, memory: &Memory, now: &Entry, other: &En
     key.overlaps(&now.listed.key)
         && request.fit(key) != Fit::Whole
         && standing(request, memory, other) == Some(Standing::Ours)
+}
+
+/// Two nodes that want subnets of different lengths may make overlapping keys at the same time,
+/// which the store cannot prevent: who was second gives way.
+fn came_too_late(entry: &Entry, entries: &[Entry]) -> bool {
+    let is_older = |other: &Entry| (1..entry.created).contains(&other.created);
+    let overlaps = |other: &Entry| other.listed.key.overlaps(&entry.listed.key);
+    entry.lease != 0 && entries.iter().any(|other| is_older(other) && overlaps(other))
 }
 
 /// Chooses a subnet of each family: that of the key to move, then one that we had, then a free one.

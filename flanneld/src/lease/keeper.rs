@@ -362,8 +362,20 @@ impl Keeper {
         if matches!(target, Target::Create(_) | Target::TakeOver(_)) {
             (self.granted, self.memory.tried) = (None, None);
         }
+        let created = match &target {
+            Target::TakeOver(entry) | Target::Update(entry) => entry.created,
+            // A store without revisions makes nothing that overlaps.
+            Target::Create(_) | Target::Move(..) if self.revision == 0 => 0,
+            Target::Create(_) | Target::Move(..) => revision,
+        };
         let listed = Listed { key: put.key, attributes: Some(put.attributes) };
-        self.hold(Entry { listed, revision, lease: put.lease }, now)
+        let entry = Entry { listed, revision, created, lease: put.lease };
+        if created == revision && revision != self.revision + 1 {
+            // Something else was written since the list: the new one tells who was first.
+            self.memory.held = Some(entry);
+            return Phase::Listing;
+        }
+        self.hold(entry, now)
     }
 
     fn looked(&mut self, entry: &Entry, age: Option<Duration>, at: (Time, Time)) -> Phase {

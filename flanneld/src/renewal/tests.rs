@@ -41,7 +41,7 @@ impl LeaseStore for Script {
         let (name, answer) = match step {
             Step::List => (
                 "list",
-                Answer::Listed(Listing { entries: entry.into_iter().collect(), revision: 5 }),
+                Answer::Listed(Listing { entries: entry.into_iter().collect(), revision: 4 }),
             ),
             Step::Grant => ("grant", Answer::Granted(7)),
             Step::KeepAlive { .. } => ("renew", Answer::KeptAlive(entry.map(|_| LEASE_TTL))),
@@ -67,7 +67,7 @@ fn key(text: &str) -> LeaseKey {
 
 fn entry(key: LeaseKey) -> Entry {
     let attributes = Some(request().attributes);
-    Entry { listed: Listed { key, attributes }, revision: 5, lease: 7 }
+    Entry { listed: Listed { key, attributes }, revision: 5, created: 5, lease: 7 }
 }
 
 fn request() -> Request {

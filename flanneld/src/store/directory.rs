@@ -95,7 +95,7 @@ impl DirectoryStore {
         }
         let revision = revision(&value, reserved);
         let listed = self.decoder.borrow_mut().decode(name, &value);
-        Ok(listed.map(|listed| Entry { listed, revision, lease: i64::from(!reserved) }))
+        Ok(listed.map(|listed| Entry { listed, revision, created: 0, lease: i64::from(!reserved) }))
     }
 
     /// Replaces the file in one step, so that nobody ever reads half of it. Whoever writes holds

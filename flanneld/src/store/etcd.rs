@@ -77,7 +77,8 @@ impl EtcdStore {
     fn entry(&self, prefix: &str, kv: &KeyValue) -> Option<Entry> {
         let key = String::from_utf8_lossy(kv.key());
         let listed = self.decoder.borrow_mut().decode(key.strip_prefix(prefix)?, kv.value())?;
-        Some(Entry { listed, revision: kv.mod_revision(), lease: kv.lease() })
+        let (revision, created) = (kv.mod_revision(), kv.create_revision());
+        Some(Entry { listed, revision, created, lease: kv.lease() })
     }
 
     async fn read(&self, key: &LeaseKey) -> Result<Option<Entry>, StoreError> {

@@ -36,7 +36,7 @@ fn key(text: &str) -> LeaseKey {
 
 fn marked(text: &str, public_ip: [u8; 4], mark: u8) -> Entry {
     let attributes = Some(attributes(public_ip, mark));
-    Entry { listed: Listed { key: key(text), attributes }, revision: 5, lease: 77 }
+    Entry { listed: Listed { key: key(text), attributes }, revision: 5, created: 5, lease: 77 }
 }
 
 fn ours(text: &str) -> Entry {
@@ -200,6 +200,22 @@ fn a_reservation_is_for_the_address_and_the_last_who_came_stays() {
     let before =
         Memory { held: Some(Entry { lease: 0, ..ours("10.3.5.0-24") }), ..Memory::default() };
     assert_eq!(decide(before), Decision::Refuse(entry.clone()));
+}
+
+/// Who wants a /24 and who wants a /25 cannot see each other's key while they write.
+#[test]
+fn of_two_that_overlap_the_second_gives_way_unless_it_is_reserved() {
+    let mine = Entry { created: 7, ..ours("10.3.5.0-24") };
+    let decided = |mine: &Entry, created| {
+        let other = Entry { created, ..others("10.3.5.128-25") };
+        decide(&request(None), &Memory::default(), &[mine.clone(), other], first)
+    };
+    assert_eq!(decided(&mine, 6), Decision::Drop(mine.clone()));
+    assert_eq!(decided(&mine, 8), Decision::Keep(mine.clone()));
+    // A directory lets nobody write what overlaps, and knows no revisions.
+    assert_eq!(decided(&mine, 0), Decision::Keep(mine.clone()));
+    let mine = Entry { lease: 0, ..mine };
+    assert_eq!(decided(&mine, 6), Decision::Keep(mine));
 }
 
 #[test]

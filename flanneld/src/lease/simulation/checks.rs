@@ -76,8 +76,13 @@ fn may_move(
 ) -> Result<(), String> {
     let Some(stored) = at_revision(world, from, *revision) else { return Ok(()) };
     may_change(world, agent, stored)?;
-    let kept = |family| from.subnet(family).is_none() || from.subnet(family) == to.subnet(family);
-    if world.agents[agent].pools.families().all(kept) {
+    let pools = &world.agents[agent].pools;
+    let kept = |family| {
+        let is_on_offer = |subnet| pools.get(family).is_some_and(|pool| pool.offers(subnet));
+        let before = from.subnet(family).filter(|subnet| is_on_offer(*subnet));
+        before.is_none() || before == to.subnet(family)
+    };
+    if pools.families().all(kept) {
         return Ok(());
     }
     Err(format!("{agent} moves {from} to {to}, and could have kept its subnets"))
@@ -122,10 +127,12 @@ fn may_create(world: &World, number: usize, key: &LeaseKey) -> Result<(), String
     let is_current = matches!(keeper.step(), Step::Put(put) if put.key == *key);
     let keepable = |family| {
         let previous = agent.previous?.subnet(family)?;
+        let is_on_offer = agent.pools.get(family)?.offers(previous);
         let of_family = LeaseKey::new(PerFamily::from_fn(|f| (f == family).then_some(previous)))?;
         let others = agent.last_list.iter().map(|entry| entry.listed.key);
         let is_free = !others.into_iter().any(|other| other.overlaps(&of_family));
-        (is_free && key.subnet(family) != Some(previous)).then_some(previous)
+        let is_kept = key.subnet(family) == Some(previous);
+        (is_on_offer && is_free && !is_kept).then_some(previous)
     };
     match agent.pools.families().find_map(keepable) {
         Some(previous) if is_current => {
@@ -160,7 +167,7 @@ fn has_lease(world: &World, n: usize, agent: &Agent) -> Result<(), String> {
         other.ip == agent.ip && other.mark != agent.mark && other.confirmed(world.now).is_some()
     });
     let keys = || world.store.keys.keys();
-    let exhausted = world.pools.iter().any(|(family, pool)| {
+    let exhausted = agent.pools.iter().any(|(family, pool)| {
         pool.subnets().all(|subnet| {
             let is_held =
                 |held: IpNetwork| subnet.contains(held.ip()) || held.contains(subnet.ip());

@@ -149,7 +149,8 @@ impl Store {
             let update = LeaseUpdate::Put(Lease { subnet: key, attributes });
             self.history.push((self.revision, update));
         }
-        let entry = Entry { listed, revision: self.revision, lease };
+        let created = self.keys.get(&key).map_or(self.revision, |stored| stored.entry.created);
+        let entry = Entry { listed, revision: self.revision, created, lease };
         self.keys.insert(key, Stored { entry, writer });
     }
 

@@ -77,6 +77,9 @@ pub(super) struct World {
     pub(super) agents: Vec<Agent>,
     /// What is configured; agents see it when they start.
     pub(super) pools: PerFamily<Pool>,
+    /// The length of IPv4 subnets was changed while the agents booted: every other one read the
+    /// configuration before.
+    lengths_differ: bool,
     pub(super) timing: Timing,
     /// When operators, or a lost store, interfered with a key.
     pub(super) tampered: BTreeMap<LeaseKey, Time>,
@@ -99,6 +102,7 @@ impl World {
         let subnets = if random.chance(25) { count } else { 12 };
         let twins = random.chance(20);
         let pools = draw_pools(&mut random, subnets);
+        let lengths_differ = random.chance(15);
         let family = pools.families().next().expect("there is a family");
         let agents = (0..count).map(|n| Agent::new(n, twins, family, &mut random)).collect();
         let mut world = Self {
@@ -107,6 +111,7 @@ impl World {
             store: Store::new(ttl),
             agents,
             pools,
+            lengths_differ,
             timing: Timing::with_margin(Time::from_secs(86400), Time::from_secs(3600)),
             tampered: BTreeMap::new(),
             down_until: Time::ZERO,
@@ -219,7 +224,14 @@ impl World {
     }
 
     fn start(&mut self, agent: usize) {
-        let (timing, pools) = (self.timing, self.pools);
+        let (timing, mut pools) = (self.timing, self.pools);
+        if let Some(ipv4) = &mut pools.ipv4
+            && self.lengths_differ
+            && self.agents[agent].boot == 0
+            && agent % 2 == 1
+        {
+            ipv4.subnet_len += 1;
+        }
         let agent_ref = &mut self.agents[agent];
         if agent_ref.keeper.is_some() {
             return;
