@@ -233,7 +233,8 @@ fn checksums_are_switched_and_stay_so_when_the_tunnel_is_made_anew() {
             desired.tx_checksum.insert(name("flannel.1"), on);
             assert!(converge(&desired).failures.is_empty());
             assert!(converge(&desired).plan.is_empty());
-            let state = if on { "tx-checksum-ip-generic: on" } else { "tx-checksum-ip-generic: off" };
+            let state =
+                if on { "tx-checksum-ip-generic: on" } else { "tx-checksum-ip-generic: off" };
             assert!(run("ethtool", "-k flannel.1").contains(state));
         }
         ip("link delete flannel.1");

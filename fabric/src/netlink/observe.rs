@@ -27,8 +27,8 @@ use crate::netstate::{
     Address, BridgePort, Link, LinkKind, Macvlan, MacvlanMode, NetState, ROUTE_PROTOCOL, Route,
     RouteKey, Sysctl, Vxlan,
 };
-use crate::{offload, sysctl};
 use crate::vni::Vni;
+use crate::{offload, sysctl};
 
 /// What of a namespace is looked at. What is found there counts as ours: whoever wants to leave
 /// some of it alone takes it out of the result.
@@ -102,6 +102,7 @@ impl Scope {
             fdb: !desired.fdb.is_empty(),
             vlans: !desired.vlans.is_empty(),
             shaping: !(desired.shapers.is_empty() && desired.redirects.is_empty()),
+            tx_checksum: !desired.tx_checksum.is_empty(),
             routes: if desired.routes.is_empty() { Routes::None } else { Routes::OnLinks },
             networks: Vec::new(),
             adopted: Vec::new(),
@@ -119,6 +120,7 @@ impl Scope {
             fdb,
             vlans,
             shaping,
+            tx_checksum,
             routes,
             networks,
             adopted,
@@ -131,6 +133,7 @@ impl Scope {
         self.fdb |= fdb;
         self.vlans |= vlans;
         self.shaping |= shaping;
+        self.tx_checksum |= tx_checksum;
         self.routes = self.routes.max(routes);
         self.networks.extend(networks);
         self.adopted.extend(adopted);
