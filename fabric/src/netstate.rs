@@ -50,7 +50,8 @@ pub struct NetState {
     pub shapers: BTreeMap<LinkName, TokenBucket>,
     /// By which other link everything leaves that comes in by a link.
     pub redirects: BTreeMap<LinkName, LinkName>,
-    /// Whether links leave the checksums of what they send to be computed further down.
+    /// Whether links leave the checksums of what they send to be computed further down. Set, never
+    /// restored.
     pub tx_checksum: BTreeMap<LinkName, bool>,
     /// Kernel parameters. They are set, never restored.
     pub sysctls: BTreeMap<Sysctl, String>,

@@ -214,22 +214,6 @@ fn absent_programs_are_named_and_waited_for_or_done_without() {
 }
 
 #[test]
-fn without_br_netfilter_there_is_a_warning_and_pods_can_be_started() {
-    sandboxed(|| {
-        let mut cluster = Cluster::unconfigured(1, Store::Directory);
-        mount(&["-t", "tmpfs", "none", "/proc/sys/net/bridge"]);
-        for engine in [RuleEngine::IptablesNft, RuleEngine::Nftables] {
-            cluster.store().configure(&engine.network());
-            cluster.start(1);
-            cluster.wait_until_ready(1);
-            let warned = cluster.flanneld(1).log().contains("modprobe br_netfilter");
-            assert_eq!(warned, engine != RuleEngine::Nftables, "{engine:?}");
-            cluster.stop(1);
-        }
-    });
-}
-
-#[test]
 fn packets_to_a_pod_that_is_not_there_vanish_where_there_is_no_bridge() {
     sandboxed(|| {
         let mut cluster = Cluster::new(1, Store::Directory);

@@ -219,6 +219,7 @@ proptest! {
         })?;
         // Parameters are set and never restored.
         reached.sysctls.retain(|key, _| desired.sysctls.contains_key(key));
+        reached.tx_checksum.retain(|link, _| desired.tx_checksum.contains_key(link));
         // A port without desired VLANs keeps those that it has.
         let has_vlans = |port: &LinkName| desired.vlans.keys().any(|(link, _)| link == port);
         reached.vlans.retain(|(port, _), _| has_vlans(port));

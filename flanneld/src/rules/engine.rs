@@ -61,19 +61,26 @@ pub(crate) fn warn_without_bridge_filter(
     engine: Engine,
     families: impl IntoIterator<Item = Family>,
 ) {
-    if engine == Engine::Nftables {
-        return;
+    let exists = |parameter: &str| Path::new("/proc/sys").join(parameter).exists();
+    for parameter in missed_parameters(engine, families, exists) {
+        warn!(
+            %parameter,
+            "br_netfilter is not loaded: pods that reach a pod of their own node by the address of \
+             a service get no answer; load it with modprobe br_netfilter"
+        );
     }
-    for family in families {
-        let parameter = format!("net/bridge/bridge-nf-call-{}", version(family).program());
-        if !Path::new("/proc/sys").join(&parameter).exists() {
-            warn!(
-                %parameter,
-                "br_netfilter is not loaded: pods that reach a pod of their own node by the address \
-                 of a service get no answer; load it with modprobe br_netfilter"
-            );
-        }
-    }
+}
+
+/// The parameters of the module that rules of these families need and that do not exist.
+pub(super) fn missed_parameters(
+    engine: Engine,
+    families: impl IntoIterator<Item = Family>,
+    exists: impl Fn(&str) -> bool,
+) -> Vec<String> {
+    let needed = families.into_iter().filter(|_| engine == Engine::Iptables);
+    let names =
+        needed.map(|family| format!("net/bridge/bridge-nf-call-{}", version(family).program()));
+    names.filter(|name| !exists(name)).collect()
 }
 
 /// Why the rules are not as they shall be.
