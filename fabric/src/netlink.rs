@@ -15,6 +15,7 @@ mod shaping;
 mod socket;
 
 pub use apply::{ApplyError, apply};
+pub use bridge::ports;
 pub use interfaces::{
     DefaultRoute, Interface, InterfaceAddress, Inventory, Way, aliases, route_to,
 };

@@ -23,6 +23,7 @@ use crate::cli::{InterfaceOptions, Options, StoreOptions};
 use crate::config::{ConfigError, NetworkConfig};
 use crate::external_interface::{self, ExternalInterface, NoInterface};
 use crate::family::{Family, PerFamily};
+use crate::health::Readiness;
 use crate::kernel::{self, Kernel};
 use crate::lease::LeaseKey;
 use crate::lease::acquire::Request;
@@ -30,8 +31,8 @@ use crate::notifications::Notifications;
 use crate::reconciler::{self, Channels, Node};
 use crate::rules::engine::{Engine, warn_without_bridge_filter};
 use crate::shutdown::Shutdown;
-use crate::store::{DirectoryStore, EtcdStore, LeaseStore, StoreError};
-use crate::{clock, health, readdress, renewal, retry};
+use crate::store::{DirectoryStore, EtcdStore, KubeStore, LeaseStore, StoreError, Subnets};
+use crate::{health, install, readdress, renewal, retry};
 
 /// The network configuration is asked for this often until there is a valid one.
 const CONFIG_RETRY: Duration = Duration::from_secs(1);
@@ -95,7 +96,7 @@ async fn start(options: Options) -> Result<(), StartError> {
     for reason in &options.ignored {
         warn!("a variable of the environment was left out: {reason}");
     }
-    let (ready, is_ready) = watch::channel(false);
+    let (ready, is_ready) = watch::channel(Readiness::default());
     let probes = match options.health {
         Some(address) => Some(
             health::bind(address).await.map_err(|source| StartError::Health { address, source })?,
@@ -108,18 +109,22 @@ async fn start(options: Options) -> Result<(), StartError> {
     }
 }
 
-async fn answer(probes: Option<TcpListener>, is_ready: watch::Receiver<bool>) {
+async fn answer(probes: Option<TcpListener>, is_ready: watch::Receiver<Readiness>) {
     match probes {
         Some(listener) => health::serve(listener, is_ready).await,
         None => std::future::pending().await,
     }
 }
 
-async fn with_store(options: Options, ready: watch::Sender<bool>) -> Result<(), StartError> {
+async fn with_store(options: Options, ready: watch::Sender<Readiness>) -> Result<(), StartError> {
     match options.store {
         StoreOptions::Etcd(ref etcd) => serve(EtcdStore::open(etcd.clone())?, options, ready).await,
         StoreOptions::Directory { ref path, ref net_config } => {
             let store = DirectoryStore::open(path.clone(), net_config.clone())?;
+            serve(store, options, ready).await
+        }
+        StoreOptions::Kube(ref kube) => {
+            let store = KubeStore::open(kube.clone(), |name| std::env::var(name).ok())?;
             serve(store, options, ready).await
         }
     }
@@ -127,16 +132,20 @@ async fn with_store(options: Options, ready: watch::Sender<bool>) -> Result<(), 
 
 async fn serve(
     store: impl LeaseStore,
-    options: Options,
-    ready: watch::Sender<bool>,
+    mut options: Options,
+    ready: watch::Sender<Readiness>,
 ) -> Result<(), StartError> {
     let config = network_config(&store).await;
     let networks = PerFamily::from_fn(|family| Some(config.pools.get(family)?.network));
     let families: Vec<_> = networks.families().collect();
+    let facts = store.node().await;
+    options.interface.prefer(&facts.addresses);
     let interface = wait_for_interface(&options.interface, &families).await?;
     let configure = |interface: &ExternalInterface| {
-        backend::configure(&config.backend, &networks, interface, |device| {
-            kernel::mac_of(device).unwrap_or_else(|| MacAddr::local(rand::random()))
+        backend::configure(&config.backend, &networks, interface, |family, device| {
+            let published = || backend::published_mac(facts.published.as_ref()?, family);
+            let known = kernel::mac_of(device).or_else(published);
+            known.unwrap_or_else(|| MacAddr::local(rand::random()))
         })
     };
     let backends = configure(&interface)?;
@@ -186,23 +195,34 @@ async fn serve(
     let notifications = Notifications::open(&underlay_changed).map_err(deaf)?;
     let is_ready = ready.subscribe();
     let relist = Notify::new();
-    let renewal = renewal::Channels { doubts: doubted, attributes, published, relist: &relist };
+    let renewal = renewal::Channels {
+        doubts: doubted,
+        attributes,
+        published,
+        relist: &relist,
+        ready: ready.subscribe(),
+        margin: options.renew_margin,
+    };
     let channels =
         Channels { leases, backends: rebuilt, held: current, doubts, notifications, ready };
     tokio::select! {
         () = store.watch(updates, &relist) => Ok(()),
-        () = renewal::keep(&store, request, options.renew_margin, clock::since_boot, renewal) => Ok(()),
+        () = store.keep(request, renewal) => Ok(()),
         ended = reconciler::run(node, channels) => ended.map_err(deaf),
         () = readdress::follow(&options.interface, interface, &underlay_changed, moved) => Ok(()),
-        () = notify_supervisor(is_ready) => Ok(()),
+        () = notify_supervisor(is_ready.clone()) => Ok(()),
+        () = install::tell_runtime(options.cni_conf, is_ready) => Ok(()),
     }
 }
 
 /// Waits for a valid configuration, however long it takes: the administrator may just be writing it.
-async fn network_config(store: &impl LeaseStore) -> NetworkConfig {
-    let read = async || -> Result<NetworkConfig, NoConfig> {
-        Ok(NetworkConfig::parse(&store.network_config().await?)?)
+async fn network_config<S: LeaseStore>(store: &S) -> NetworkConfig {
+    let parse = match S::SUBNETS {
+        Subnets::Chosen => NetworkConfig::parse,
+        Subnets::Assigned => NetworkConfig::parse_assigned,
     };
+    let read =
+        async || -> Result<NetworkConfig, NoConfig> { Ok(parse(&store.network_config().await?)?) };
     retry::until_ok("read the network configuration", CONFIG_RETRY, read).await
 }
 
@@ -243,8 +263,8 @@ fn previous_subnets(options: &Options) -> Option<LeaseKey> {
 }
 
 /// Tells systemd, if it started us, when pods can be started.
-async fn notify_supervisor(mut ready: watch::Receiver<bool>) {
-    if ready.wait_for(|ready| *ready).await.is_ok()
+async fn notify_supervisor(mut ready: watch::Receiver<Readiness>) {
+    if ready.wait_for(|ready| ready.node).await.is_ok()
         && let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready])
     {
         warn!(%error, "the supervisor could not be told that the node is ready");

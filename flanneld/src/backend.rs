@@ -245,7 +245,7 @@ pub(crate) fn configure(
     config: &BackendConfig,
     networks: &PerFamily<IpNetwork>,
     interface: &ExternalInterface,
-    device_mac: impl Fn(LinkName) -> MacAddr,
+    device_mac: impl Fn(Family, LinkName) -> MacAddr,
 ) -> Result<Backends, BackendError> {
     let by_family = PerFamily::try_from_fn(|family| {
         let underlay = networks.get(family).copied().zip(interface.underlay(family));
@@ -265,12 +265,18 @@ pub(crate) fn configure(
     Ok(Backends { by_family, obsolete })
 }
 
+/// Returns the Ethernet address of the device that a node published, so that the device can have it
+/// again and no peer has to learn another one.
+pub(crate) fn published_mac(attributes: &Attributes, family: Family) -> Option<MacAddr> {
+    vxlan::decode_mac(attributes.data(family)).ok()
+}
+
 /// Returns `None` if the backend does not carry this family.
 fn configure_family(
     config: &BackendConfig,
     network: IpNetwork,
     underlay: Underlay,
-    device_mac: impl Fn(LinkName) -> MacAddr,
+    device_mac: impl Fn(Family, LinkName) -> MacAddr,
 ) -> Result<Option<Box<dyn Backend>>, BackendError> {
     let options = &config.options;
     Ok(match config.kind.as_str() {

@@ -15,8 +15,10 @@ use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 
-use crate::family::Family;
+use crate::family::{Family, PerFamily};
+use crate::install::CniConf;
 use crate::rules::RuleOptions;
+use crate::store::kube::Annotations;
 pub(crate) use flags::usage;
 use flags::{FLAGS, Flag, Kind};
 pub(crate) use lease::{LeaseCommand, Verb};
@@ -47,6 +49,8 @@ pub(crate) struct Options {
     pub(crate) rules_interval: Duration,
     pub(crate) blackhole_route: bool,
     pub(crate) health: Option<SocketAddr>,
+    /// What to tell the container runtime.
+    pub(crate) cni_conf: Option<CniConf>,
     pub(crate) verbosity: i64,
     /// Variables of the environment that were left out, and why.
     pub(crate) ignored: Vec<String>,
@@ -61,6 +65,20 @@ pub(crate) enum StoreOptions {
         path: PathBuf,
         net_config: PathBuf,
     },
+    Kube(KubeOptions),
+}
+
+/// How to reach the Kubernetes API, and what to do there.
+#[derive(Clone, Debug)]
+pub(crate) struct KubeOptions {
+    pub(crate) api_url: Option<String>,
+    pub(crate) kubeconfig: Option<PathBuf>,
+    pub(crate) annotations: Annotations,
+    pub(crate) net_config: PathBuf,
+    /// Whether to set the node condition `NetworkUnavailable`.
+    pub(crate) sets_condition: bool,
+    /// What is known of the cluster is kept beside this file.
+    pub(crate) subnet_file: PathBuf,
 }
 
 /// How to reach etcd.
@@ -110,8 +128,6 @@ pub(crate) enum UsageError {
     NoValue(String),
     #[error("invalid value {value:?} for flag -{flag}: {expected}")]
     Value { flag: &'static str, value: String, expected: String },
-    #[error("flag -{flag} is not available: {instead}")]
-    NotAvailable { flag: &'static str, instead: &'static str },
     #[error("flanneld lease: {0}; {usage}", usage = lease::USAGE)]
     Lease(String),
 }
@@ -142,6 +158,18 @@ pub(crate) fn parse(
 struct Typed {
     values: BTreeMap<&'static str, Vec<String>>,
     ignored: Vec<String>,
+}
+
+impl InterfaceOptions {
+    /// Uses these addresses in place of what was typed.
+    pub(crate) fn prefer(&mut self, addresses: &PerFamily<IpAddr>) {
+        if let Some(IpAddr::V4(ip)) = addresses.ipv4 {
+            self.public_ip = Some(ip);
+        }
+        if let Some(IpAddr::V6(ip)) = addresses.ipv6 {
+            self.public_ipv6 = Some(ip);
+        }
+    }
 }
 
 impl Typed {
@@ -207,7 +235,6 @@ impl Typed {
     }
 
     fn options(self) -> Result<Options, UsageError> {
-        self.refuse_what_is_not_available()?;
         let health = match self.number("healthz-port")? {
             ..=0 => None,
             port => Some(SocketAddr::new(
@@ -221,7 +248,7 @@ impl Typed {
         }
         let interval = self.number("iptables-resync")?;
         Ok(Options {
-            store: self.store(),
+            store: self.store()?,
             interface: self.interface()?,
             subnet_file: self.text("subnet-file").into(),
             renew_margin: Duration::from_secs(margin.unsigned_abs() * 60),
@@ -230,35 +257,43 @@ impl Typed {
             rules_interval: Duration::from_secs(interval.clamp(1, 3600).unsigned_abs()),
             blackhole_route: self.switch("ip-blackhole-route"),
             health,
+            cni_conf: self
+                .path("cni-conf-install")
+                .map(|destination| CniConf { source: self.text("cni-conf").into(), destination }),
             verbosity: self.number("v")?,
             ignored: self.ignored,
         })
     }
 
-    fn refuse_what_is_not_available(&self) -> Result<(), UsageError> {
-        let kubernetes = "leases are kept in etcd or, with --lease-dir, in a directory";
-        let not_yet = [("kube-subnet-mgr", kubernetes)];
-        match not_yet.into_iter().find(|(flag, _)| self.switch(flag)) {
-            Some((flag, instead)) => Err(UsageError::NotAvailable { flag, instead }),
-            None => Ok(()),
+    fn store(&self) -> Result<StoreOptions, UsageError> {
+        if self.switch("kube-subnet-mgr") {
+            return self.kube().map(StoreOptions::Kube);
         }
-    }
-
-    fn store(&self) -> StoreOptions {
         if let Some(path) = self.path("lease-dir") {
-            return StoreOptions::Directory {
-                path,
-                net_config: self.text("net-config-path").into(),
-            };
+            let net_config = self.text("net-config-path").into();
+            return Ok(StoreOptions::Directory { path, net_config });
         }
         let user = Some(self.text("etcd-username")).filter(|name| !name.is_empty());
-        StoreOptions::Etcd(EtcdOptions {
+        Ok(StoreOptions::Etcd(EtcdOptions {
             endpoints: self.text("etcd-endpoints").split(',').map(str::to_owned).collect(),
             prefix: self.text("etcd-prefix"),
             key_file: self.path("etcd-keyfile"),
             cert_file: self.path("etcd-certfile"),
             ca_file: self.path("etcd-cafile"),
             user: user.map(|name| (name, self.password())),
+        }))
+    }
+
+    fn kube(&self) -> Result<KubeOptions, UsageError> {
+        let prefix = "kube-annotation-prefix";
+        let annotations = Annotations::with_prefix(&self.text(prefix));
+        Ok(KubeOptions {
+            api_url: Some(self.text("kube-api-url")).filter(|url| !url.is_empty()),
+            kubeconfig: self.path("kubeconfig-file"),
+            annotations: annotations.map_err(|error| self.wrong(prefix, error.to_string()))?,
+            net_config: self.text("net-config-path").into(),
+            sets_condition: self.switch("set-node-network-unavailable"),
+            subnet_file: self.text("subnet-file").into(),
         })
     }
 
@@ -333,7 +368,11 @@ impl Typed {
     }
 
     fn invalid(&self, flag: &'static str, expected: &str) -> UsageError {
-        UsageError::Value { flag, value: self.text(flag), expected: format!("want {expected}") }
+        self.wrong(flag, format!("want {expected}"))
+    }
+
+    fn wrong(&self, flag: &'static str, expected: String) -> UsageError {
+        UsageError::Value { flag, value: self.text(flag), expected }
     }
 }
 

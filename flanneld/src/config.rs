@@ -187,15 +187,25 @@ impl Document {
 impl NetworkConfig {
     /// Decodes and checks the configuration, and fills in what it leaves open.
     pub(crate) fn parse(json: &[u8]) -> Result<Self, ConfigError> {
+        Self::decode(json, PoolDocument::check)
+    }
+
+    /// The same where subnets are assigned: nothing that is said about them counts, as with flannel.
+    pub(crate) fn parse_assigned(json: &[u8]) -> Result<Self, ConfigError> {
+        Self::decode(json, PoolDocument::whole)
+    }
+
+    fn decode(
+        json: &[u8],
+        check: impl Fn(&PoolDocument) -> Result<Pool, ConfigError>,
+    ) -> Result<Self, ConfigError> {
         let document: Document = fabric::json::from_slice(json)?;
         let pools = document.pools();
         if pools.families().next().is_none() {
             return Err(ConfigError::NoFamily);
         }
         Ok(Self {
-            pools: PerFamily::try_from_fn(|family| {
-                pools.get(family).map(PoolDocument::check).transpose()
-            })?,
+            pools: PerFamily::try_from_fn(|family| pools.get(family).map(&check).transpose())?,
             enable_nftables: document.enable_nftables,
             backend: BackendConfig::parse(document.backend)?,
         })
@@ -223,12 +233,23 @@ impl BackendConfig {
 }
 
 impl PoolDocument {
-    fn check(&self) -> Result<Pool, ConfigError> {
-        let keys = self.family.keys();
+    /// All of the network, in one piece.
+    fn whole(&self) -> Result<Pool, ConfigError> {
+        let network = self.network()?;
+        let (subnet_len, base) = (network.prefix(), network.network());
+        Ok(Pool { network, subnet_len, min: base, max: base })
+    }
+
+    fn network(&self) -> Result<IpNetwork, ConfigError> {
         let network = self.network.filter(|network| network.prefix() > 0);
         let network = network.ok_or(ConfigError::NoNetwork(self.family))?;
-        let network = IpNetwork::new(network.network(), network.prefix())
-            .expect("the prefix of a network is valid");
+        Ok(IpNetwork::new(network.network(), network.prefix())
+            .expect("the prefix of a network is valid"))
+    }
+
+    fn check(&self) -> Result<Pool, ConfigError> {
+        let keys = self.family.keys();
+        let network = self.network()?;
         let subnet_len = self.subnet_len(network)?;
         let step = 1 << (self.family.bits() - subnet_len);
         let first = to_bits(network.network());

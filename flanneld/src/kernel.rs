@@ -42,13 +42,6 @@ pub(crate) struct Outcome {
     pub(crate) rules_unwatched: bool,
 }
 
-impl Outcome {
-    /// Whether everything is as wanted.
-    pub(crate) fn is_complete(&self) -> bool {
-        self.node_failures.is_empty() && self.other_failures.is_empty()
-    }
-}
-
 /// The way to the applier thread.
 pub(crate) struct Kernel {
     requests: blocking::Sender<(Wanted, oneshot::Sender<Outcome>)>,

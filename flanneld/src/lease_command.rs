@@ -15,7 +15,7 @@ use crate::family::Family;
 use crate::lease::acquire::{Entry, Listed};
 use crate::lease::keeper::{Answer, Guard, Listing, Put, Step};
 use crate::lease::{Attributes, LeaseKey, wire};
-use crate::store::{DirectoryStore, EtcdStore, LEASE_TTL, LeaseStore, StoreError};
+use crate::store::{DirectoryStore, EtcdStore, LEASE_TTL, LeaseStore, SharedStore, StoreError};
 
 /// Why a command did not do it.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +26,11 @@ pub(crate) enum CommandError {
     Config(#[from] ConfigError),
     #[error("cannot start the event loop")]
     Runtime(#[from] std::io::Error),
+    #[error(
+        "Kubernetes assigns the subnets: see kubectl get nodes -o custom-columns=\
+         NODE:.metadata.name,SUBNETS:.spec.podCIDRs"
+    )]
+    Assigned,
     #[error("nobody holds {0}; see flanneld lease list")]
     NotHeld(LeaseKey),
     #[error("{0} was changed by somebody else just now; look at it again")]
@@ -52,12 +57,16 @@ pub(crate) fn run(command: LeaseCommand) -> Result<String, CommandError> {
             StoreOptions::Directory { path, net_config } => {
                 perform(&DirectoryStore::open(path, net_config)?, verb).await
             }
+            StoreOptions::Kube(_) => Err(CommandError::Assigned),
         }
     })?;
     Ok(if json { as_json(&rows) } else { as_table(&rows) })
 }
 
-async fn perform(store: &impl LeaseStore, verb: Verb) -> Result<Vec<Row>, CommandError> {
+async fn perform(
+    store: &(impl LeaseStore + SharedStore),
+    verb: Verb,
+) -> Result<Vec<Row>, CommandError> {
     let (rows, revision) = list(store).await?;
     match verb {
         Verb::List => Ok(rows),
@@ -80,7 +89,7 @@ async fn perform(store: &impl LeaseStore, verb: Verb) -> Result<Vec<Row>, Comman
 }
 
 /// Returns all leases, in the order of their keys, and the revision of the store.
-async fn list(store: &impl LeaseStore) -> Result<(Vec<Row>, i64), StoreError> {
+async fn list(store: &(impl LeaseStore + SharedStore)) -> Result<(Vec<Row>, i64), StoreError> {
     let Answer::Listed(Listing { entries, revision }) = store.perform(&Step::List).await? else {
         return Ok((Vec::new(), 0));
     };
@@ -99,7 +108,7 @@ fn find(rows: Vec<Row>, key: LeaseKey) -> Result<Row, CommandError> {
 
 /// Makes a key without an end; a lease that the node holds already becomes one.
 async fn reserve(
-    store: &impl LeaseStore,
+    store: &(impl LeaseStore + SharedStore),
     (rows, revision): (Vec<Row>, i64),
     key: LeaseKey,
     reservation: Attributes,

@@ -25,14 +25,17 @@ mod errors;
 #[cfg(any(test, fuzzing))]
 pub mod foreign_bytes;
 mod health;
+mod install;
 mod pods;
 mod readdress;
 mod renewal;
 mod retry;
 mod secrets;
 mod shutdown;
+mod trouble;
 
 use std::io::{IsTerminal, Write as _};
+use std::path::Path;
 use std::process::ExitCode;
 
 use tracing::level_filters::LevelFilter;
@@ -43,8 +46,17 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::cli::Command;
 
-/// The whole program, from its arguments without its name to the status that it ends with.
-pub fn run(arguments: Vec<String>) -> ExitCode {
+/// The whole program, from the name that it was called by and its arguments to the status that it
+/// ends with.
+pub fn run(name: &Path, arguments: Vec<String>) -> ExitCode {
+    match install::by_name(name, &arguments) {
+        Some(Ok(())) => return ExitCode::SUCCESS,
+        Some(Err(error)) => {
+            say(&errors::chain(&error));
+            return ExitCode::FAILURE;
+        }
+        None => {}
+    }
     let hidden = secrets::hide(&arguments);
     let options = match cli::parse(arguments, |name| std::env::var(name).ok()) {
         Ok(Command::Run(options)) => *options,

@@ -1,5 +1,6 @@
 //! The executable; everything is in the library, where fuzzing reaches it too.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 /// That of musl takes a quarter of the time of a large pass.
@@ -8,5 +9,7 @@ use std::process::ExitCode;
 static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
 
 fn main() -> ExitCode {
-    flanneld::run(std::env::args().skip(1).collect())
+    let mut arguments = std::env::args();
+    let name = arguments.next().unwrap_or_default();
+    flanneld::run(Path::new(&name), arguments.collect())
 }

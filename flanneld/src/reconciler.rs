@@ -27,6 +27,7 @@ use crate::backend::{Backends, Reason};
 use crate::clock;
 use crate::errors::chain;
 use crate::family::PerFamily;
+use crate::health::Readiness;
 use crate::kernel::{Kernel, Outcome, Wanted};
 use crate::lease::Lease;
 use crate::lease::table::{LeaseTable, LeaseUpdate};
@@ -86,7 +87,7 @@ pub(crate) struct Channels<'a> {
     /// Told when the store holds something else under our key.
     pub(crate) doubts: mpsc::Sender<()>,
     pub(crate) notifications: Notifications<'a>,
-    pub(crate) ready: watch::Sender<bool>,
+    pub(crate) ready: watch::Sender<Readiness>,
 }
 
 /// The state of the loop.
@@ -237,7 +238,7 @@ impl Reconciler {
     }
 
     /// Compares and corrects everything once. Returns whether all is as it shall be.
-    async fn pass(&mut self, ready: &watch::Sender<bool>) -> bool {
+    async fn pass(&mut self, ready: &watch::Sender<Readiness>) -> bool {
         self.table.forget(clock::since_boot());
         let own = self.own.subnet;
         let leases: Vec<_> = self.table.peers(&own).collect();
@@ -258,13 +259,19 @@ impl Reconciler {
             forwarding: desired.forwarding,
         };
         self.report_left_out(desired.left_out);
+        begin(ready);
         let outcome = self.node.kernel.make_true(wanted).await;
         self.duration = start.elapsed();
         self.rules_unwatched = outcome.rules_unwatched;
         self.report(&outcome, peers);
         let written = outcome.node_failures.is_empty() && self.write_subnet_file();
-        ready.send_if_modified(|ready| std::mem::replace(ready, written) != written);
-        written && outcome.is_complete()
+        let achieved =
+            Readiness { node: written, peers: outcome.other_failures.is_empty(), busy_since: None };
+        ready.send_if_modified(|ready| {
+            let before = std::mem::replace(ready, achieved);
+            (before.node, before.peers) != (achieved.node, achieved.peers)
+        });
+        achieved.is_complete()
     }
 
     /// Tells the CNI plugin, once the node's own device and rules are there.
@@ -324,4 +331,12 @@ impl Reconciler {
 /// With one decimal.
 fn milliseconds(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e4).round() / 10.0
+}
+
+/// Notes when the kernel was asked; nobody has to look at that at once.
+fn begin(ready: &watch::Sender<Readiness>) {
+    ready.send_if_modified(|ready| {
+        ready.busy_since = Some(Instant::now());
+        false
+    });
 }

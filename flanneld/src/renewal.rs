@@ -12,11 +12,13 @@ use tracing::{debug, error, info, warn};
 
 use crate::errors::chain;
 use crate::family::Family;
+use crate::health::Readiness;
 use crate::lease::acquire::Request;
 use crate::lease::keeper::{Answer, Keeper, Notice, Step, Time, Timing, summary};
 use crate::lease::{Attributes, Lease, LeaseKey};
 use crate::pods;
-use crate::store::{LEASE_TTL, LeaseStore, StoreError};
+use crate::store::{LEASE_TTL, SharedStore, StoreError};
+use crate::trouble::Trouble;
 
 /// What reaches the renewal, and what it tells.
 pub(crate) struct Channels<'a> {
@@ -28,17 +30,20 @@ pub(crate) struct Channels<'a> {
     pub(crate) published: watch::Sender<Option<Lease>>,
     /// Told when all leases should be listed again.
     pub(crate) relist: &'a Notify,
+    /// What the data plane can do.
+    pub(crate) ready: watch::Receiver<Readiness>,
+    /// How much of a lease may be left when it is renewed at the latest.
+    pub(crate) margin: Duration,
 }
 
 /// Gets a lease and keeps it, as long as somebody listens.
 pub(crate) async fn keep(
-    store: &impl LeaseStore,
+    store: &impl SharedStore,
     request: Request,
-    margin: Duration,
     now: impl Fn() -> Time,
     mut channels: Channels<'_>,
 ) {
-    let mut keeper = Keeper::new(request, Timing::with_margin(LEASE_TTL, margin));
+    let mut keeper = Keeper::new(request, Timing::with_margin(LEASE_TTL, channels.margin));
     let mut silence = Silence::default();
     loop {
         let asked = now();
@@ -82,10 +87,10 @@ pub(crate) async fn keep(
     }
 }
 
-/// What the store does not do is told once, until the reason changes.
+/// What the store does not do.
 #[derive(Default)]
 struct Silence {
-    reason: Option<String>,
+    trouble: Trouble,
     /// Whether the last request was in vain.
     again: bool,
 }
@@ -96,11 +101,7 @@ impl Silence {
         match answer {
             Ok(answer) => answer,
             Err(error) => {
-                let reason = chain(&error);
-                if self.reason.as_ref() != Some(&reason) {
-                    warn!("{reason}; trying again");
-                    self.reason = Some(reason);
-                }
+                self.trouble.tell(&chain(&error));
                 Answer::Silence
             }
         }
@@ -110,8 +111,8 @@ impl Silence {
 impl Silence {
     /// The lease is confirmed, and there is nothing to do but wait.
     fn end(&mut self, step: &Step) {
-        if matches!(step, Step::Wait(_)) && !self.again && self.reason.take().is_some() {
-            info!("the store answers again");
+        if matches!(step, Step::Wait(_)) && !self.again {
+            self.trouble.end("the store answers again");
         }
     }
 }
@@ -143,7 +144,7 @@ fn tell(notice: &Notice) {
     }
 }
 
-fn tell_acquired(key: LeaseKey, before: Option<LeaseKey>) {
+pub(crate) fn tell_acquired(key: LeaseKey, before: Option<LeaseKey>) {
     match before {
         None => info!(subnet = %key, "lease acquired"),
         Some(before) if before == key => info!(subnet = %key, "the lease is ours again"),

@@ -6,32 +6,45 @@
 
 pub(crate) mod directory;
 pub(crate) mod etcd;
+pub(crate) mod kube;
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
 use tracing::warn;
 
-use crate::lease::acquire::Listed;
+use crate::family::PerFamily;
+use crate::lease::acquire::{Listed, Request};
 use crate::lease::keeper::{Answer, Step};
 use crate::lease::table::LeaseUpdate;
-use crate::lease::{LeaseKey, wire};
+use crate::lease::{Attributes, LeaseKey, wire};
+use crate::renewal::Channels;
 
 pub(crate) use directory::DirectoryStore;
 pub(crate) use etcd::EtcdStore;
+pub(crate) use kube::KubeStore;
 
 /// How long a lease lasts without being renewed.
 pub(crate) const LEASE_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Keeps leases.
 pub(crate) trait LeaseStore {
+    /// Who decides which subnet a node has.
+    const SUBNETS: Subnets = Subnets::Chosen;
+
     /// Reads the network configuration, a JSON text.
     async fn network_config(&self) -> Result<Vec<u8>, StoreError>;
 
-    /// Does one thing. An error means that it may have been done, or may be done later.
-    async fn perform(&self, step: &Step) -> Result<Answer, StoreError>;
+    /// Returns what the store knows of this node before it has a lease; waits until that is known.
+    async fn node(&self) -> NodeFacts {
+        NodeFacts::default()
+    }
+
+    /// Gets a lease for this node and keeps it, as long as somebody listens.
+    async fn keep(&self, request: Request, channels: Channels<'_>);
 
     /// The address of this node changed: connections from the old one are dead and do not know it.
     fn reconnect(&self) {}
@@ -39,6 +52,30 @@ pub(crate) trait LeaseStore {
     /// Tells about all leases, from a snapshot on, until nobody listens any more; after each
     /// notification of `relist` with a snapshot again.
     async fn watch(&self, updates: mpsc::Sender<LeaseUpdate>, relist: &Notify);
+}
+
+/// A store in which the nodes settle among themselves who has which subnet.
+pub(crate) trait SharedStore {
+    /// Does one thing. An error means that it may have been done, or may be done later.
+    async fn perform(&self, step: &Step) -> Result<Answer, StoreError>;
+}
+
+/// Who decides which subnet a node has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Subnets {
+    /// The node, by the network configuration.
+    Chosen,
+    /// Somebody else.
+    Assigned,
+}
+
+/// What a store knows of a node that it knows by its name.
+#[derive(Debug, Default)]
+pub(crate) struct NodeFacts {
+    /// Addresses that the node shall use instead of those of its options.
+    pub(crate) addresses: PerFamily<IpAddr>,
+    /// What the node published when it ran last.
+    pub(crate) published: Option<Attributes>,
 }
 
 /// Why the store did not do it. Texts say what was attempted.
@@ -57,6 +94,13 @@ pub(crate) enum StoreError {
         #[source]
         source: std::io::Error,
     },
+    #[error("cannot speak to the Kubernetes API")]
+    Kube(#[from] kube::ConnectError),
+    #[error(
+        "it is not known which node this is: set NODE_NAME, or POD_NAME and POD_NAMESPACE as in \
+         config/kube-flannel.yml"
+    )]
+    WhoAmI,
 }
 
 const EXAMPLE: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#;

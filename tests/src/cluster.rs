@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crate::daemon::Daemon;
 use crate::etcd::Etcd;
+use crate::kube_api::KubeApi;
 use crate::node::Node;
 use crate::rule_engine::RuleEngine;
 use crate::traffic::http_get;
@@ -25,6 +26,9 @@ pub const ETCD_PREFIX: &str = "/coreos.com/network";
 const FLAGS: [&str; 3] = ["--ip-masq", "--healthz-ip=127.0.0.1", "--healthz-port=8081"];
 const HEALTH: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8081);
 
+/// The network configuration of a cluster whose leases are in Kubernetes.
+const KUBE_CONFIG: &str = "/run/kube-net-conf.json";
+
 /// Where a cluster keeps its leases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Store {
@@ -32,6 +36,8 @@ pub enum Store {
     Directory,
     /// An etcd on a host of its own.
     Etcd,
+    /// A Kubernetes API server on a host of its own, and somebody who assigns subnets.
+    Kube,
 }
 
 /// Nodes, their store and their flanneld processes.
@@ -50,6 +56,8 @@ pub enum LeaseStore {
     Directory(PathBuf),
     /// The etcd that `--etcd-endpoints` names.
     Etcd(Etcd),
+    /// The Kubernetes API that `--kube-api-url` names.
+    Kube(KubeApi),
 }
 
 impl Cluster {
@@ -75,13 +83,19 @@ impl Cluster {
         let store = match store {
             Store::Directory => LeaseStore::in_directory(Path::new("/run/leases")),
             Store::Etcd => LeaseStore::Etcd(Etcd::running(&underlay)),
+            Store::Kube => LeaseStore::Kube(KubeApi::running(&underlay)),
         };
         Self::on(underlay, size, store)
     }
 
     /// Makes nodes on an underlay and store that are there already.
     pub fn on(underlay: Underlay, size: u8, store: LeaseStore) -> Self {
-        let nodes = (1..=size).map(|number| Node::create(&underlay, number)).collect();
+        let nodes: Vec<_> = (1..=size).map(|number| Node::create(&underlay, number)).collect();
+        if let LeaseStore::Kube(api) = &store {
+            for node in &nodes {
+                api.add_node(node.name(), &[&format!("10.244.{}.0/24", node.number())]);
+            }
+        }
         Self { flanneld: BTreeMap::new(), nodes, store, underlay }
     }
 
@@ -128,7 +142,7 @@ impl Cluster {
     /// The command that flanneld is started with on a node.
     pub fn flanneld_command(&self, number: u8) -> Command {
         let mut command = self.node(number).command(program::flanneld());
-        command.args(self.store.flags()).args(FLAGS);
+        command.args(self.store.flags()).args(FLAGS).env("NODE_NAME", self.node(number).name());
         command
     }
 
@@ -235,12 +249,20 @@ impl LeaseStore {
         match self {
             Self::Directory(path) => vec![format!("--lease-dir={}", path.display())],
             Self::Etcd(_) => vec![format!("--etcd-endpoints={}", Etcd::endpoint())],
+            Self::Kube(api) => vec![
+                "--kube-subnet-mgr".to_owned(),
+                format!("--kube-api-url={}", api.url()),
+                format!("--net-config-path={KUBE_CONFIG}"),
+            ],
         }
     }
 
     /// Stores the network configuration, as an administrator does before anything else.
     pub fn configure(&self, network: &str) {
-        self.put("config", network);
+        match self {
+            Self::Kube(_) => fs::write(KUBE_CONFIG, network).expect("the sandbox is writable"),
+            Self::Directory(_) | Self::Etcd(_) => self.put("config", network),
+        }
     }
 
     /// The leases: JSON by key, such as `10.244.1.0-24`.
@@ -261,6 +283,7 @@ impl LeaseStore {
                 let strip = |key: String| key.replacen(&prefix, "", 1);
                 etcd.list(&prefix).into_iter().map(|(k, entry)| (strip(k), entry.value)).collect()
             }
+            Self::Kube(api) => api.leases(),
         }
     }
 
@@ -285,6 +308,7 @@ impl LeaseStore {
                 fs::rename(&new, path.join(key)).expect("the directory is ours");
             }
             Self::Etcd(etcd) => etcd.put(&format!("{ETCD_PREFIX}/{key}"), value),
+            Self::Kube(api) => api.put_lease(key, value),
         }
     }
 
@@ -293,28 +317,40 @@ impl LeaseStore {
         match self {
             Self::Directory(path) => fs::remove_file(path.join(key)).is_ok(),
             Self::Etcd(etcd) => etcd.delete(&format!("{ETCD_PREFIX}/{key}")),
+            Self::Kube(api) => api.delete_lease(key),
         }
     }
 
     /// The etcd.
     ///
     /// # Panics
-    /// If the store is a directory.
+    /// If the store is another one.
     pub fn etcd(&self) -> &Etcd {
         match self {
             Self::Etcd(etcd) => etcd,
-            Self::Directory(path) => panic!("the store is {}", path.display()),
+            other => panic!("the store is {other:?}"),
         }
     }
 
     /// The etcd, to start or stop it.
     ///
     /// # Panics
-    /// If the store is a directory.
+    /// If the store is another one.
     pub fn etcd_mut(&mut self) -> &mut Etcd {
         match self {
             Self::Etcd(etcd) => etcd,
-            Self::Directory(path) => panic!("the store is {}", path.display()),
+            other => panic!("the store is {other:?}"),
+        }
+    }
+
+    /// The Kubernetes API.
+    ///
+    /// # Panics
+    /// If the store is another one.
+    pub fn kube(&self) -> &KubeApi {
+        match self {
+            Self::Kube(api) => api,
+            other => panic!("the store is {other:?}"),
         }
     }
 }

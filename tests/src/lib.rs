@@ -20,6 +20,7 @@ pub mod cluster;
 pub mod etcd;
 pub mod etcd_cluster;
 pub mod fault;
+pub mod kube_api;
 pub mod lease_lab;
 pub mod node;
 pub mod partition;

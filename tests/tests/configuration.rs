@@ -13,14 +13,18 @@ use flannel_tests::sandbox::sandboxed;
 use flannel_tests::wait;
 use serde_json::{Value, json};
 
+/// What is there for Kubernetes and systemd; the test `manifests` reads it.
+const MANIFESTS: [&str; 5] =
+    ["README.md", "kube-flannel.yml", "kustomization.yaml", "helm", "flanneld.service"];
+
 fn samples() -> Vec<(String, String)> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config");
     let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+    let name = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
     entries
-        .map(|path| {
-            let name = path.file_name().unwrap().to_str().unwrap().to_owned();
-            (name, fs::read_to_string(path).unwrap())
-        })
+        .map(|path| (name(&path), path))
+        .filter(|(name, _)| !MANIFESTS.contains(&name.as_str()))
+        .map(|(name, path)| (name, fs::read_to_string(path).unwrap()))
         .collect()
 }
 

@@ -397,10 +397,11 @@ fn bad_requests_are_refused_with_the_codes_of_the_specification() {
 fn bridge_of_an_old_subnet_is_named_in_the_error_and_forced_if_wanted() {
     sandboxed(|| {
         let node = node_with_subnet("10.244.3.1/24");
-        Pod::attach(&node, "p1").detach();
+        let old = Pod::attach(&node, "p1");
         write_subnet_file(&node, "10.244.4.1/24");
         let failure = Pod::try_attach(&node, "p2", &stock_configuration(VERSION)).unwrap_err();
         assert!(one_line(&failure).contains("cni0"), "{failure}");
+        old.detach();
         assert_nothing_is_left(&node);
         let mut forced = stock_configuration(VERSION);
         forced["delegate"]["forceAddress"] = json!(true);

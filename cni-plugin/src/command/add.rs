@@ -5,23 +5,25 @@ use std::path::Path;
 use std::time::Duration;
 
 use fabric::link_name::LinkName;
-use fabric::netlink::{AddressMonitor, LinkMonitor, Settled, Socket, observe};
+use fabric::netlink::{self, AddressMonitor, LinkMonitor, NetlinkError, Settled, Socket, observe};
 use fabric::netns::Netns;
 use fabric::netstate::{Link, NetState};
+use ipnetwork::IpNetwork;
 
 use crate::args::Args;
-use crate::attachment::{self, Desired, host_veth};
+use crate::attachment::{self, Desired, host_veth, of_alias};
 use crate::bridge::Bridge;
 use crate::command::{bandwidth, del, firewall, flannel, loopback, macvlan, ports, ptp, tuning};
 use crate::error::Error;
 use crate::filter;
 use crate::invocation::{Attachment, Call};
 use crate::ipam::source::{Given, Source};
+use crate::ipam::store::Store;
 use crate::kernel::{self, KernelError, links};
 use crate::plugin::Plugin;
 use crate::result::{AddResult, Interface, Ip, ResultError};
 use crate::sandbox;
-use crate::sharing::{check_host, check_ifb, check_sandbox};
+use crate::sharing::{Conflict, check_host, check_ifb, check_sandbox};
 use crate::version::Version;
 
 /// How long the kernel may take to open the attachment's port of the bridge. A few milliseconds are
@@ -145,7 +147,15 @@ fn connect(
     let monitor = LinkMonitor::open().map_err(KernelError::from)?;
     let check = |observed: &NetState| {
         check_ifb(attachment, observed)?;
-        check_host(veth, &desired.host, observed, bridge.force_address)
+        match check_host(veth, &desired.host, observed, bridge.force_address) {
+            // What is left of an earlier lease goes with its last pod.
+            Err(Conflict::OtherAddress { present, .. })
+                if !is_subnet_in_use(attachment, bridge, present) =>
+            {
+                Ok(())
+            }
+            checked => checked,
+        }
     };
     if bridge.vlans.filtering {
         // Not every kernel has it. Those that have not say so before there is anything to undo.
@@ -154,6 +164,9 @@ fn connect(
         kernel::ensure(host, &NetState { links, ..NetState::default() }, check)?;
     }
     let before = kernel::ensure(host, &desired.host, check)?;
+    // Whoever had the addresses before may have had another Ethernet address.
+    let pod = desired.sandbox.addresses.iter().map(|address| address.ip.ip());
+    del::forget_neighbours(host, attachment::gateway_link(bridge), pod.collect());
     let addresses = sandbox::inside(sandbox, || -> Result<_, KernelError> {
         let is_probed = !desired.sandbox.probed.is_empty();
         let addresses = is_probed.then(AddressMonitor::open).transpose()?;
@@ -174,6 +187,29 @@ fn connect(
         wait_until_settled(attachment.if_name, &addresses, &mut inside)?;
     }
     Ok(before)
+}
+
+/// Whether a port of the bridge may have an address of this subnet. That cannot be excluded of ports
+/// which are not of our network, and not of ours if they do not get their addresses from files.
+fn is_subnet_in_use(attachment: &Attachment, bridge: &Bridge, subnet: IpNetwork) -> bool {
+    let ports = Socket::open().map_err(NetlinkError::from);
+    let Ok(ports) = ports.and_then(|mut socket| netlink::ports(&mut socket, bridge.name)) else {
+        return true;
+    };
+    if ports.is_empty() {
+        return false;
+    }
+    let network = attachment.network.as_str();
+    let is_ours = |alias: &Option<String>| {
+        alias.as_deref().and_then(of_alias).is_some_and(|(_, _, of)| of == network)
+    };
+    let Some(Source::HostLocal(ipam)) = &bridge.ipam else { return true };
+    let taken = match Store::existing(&ipam.data_dir, &attachment.network) {
+        Some(store) => store.taken_unlocked(),
+        None => return true,
+    };
+    !ports.values().all(is_ours)
+        || taken.is_ok_and(|taken| taken.iter().any(|ip| subnet.contains(*ip)))
 }
 
 fn wait_until_settled(

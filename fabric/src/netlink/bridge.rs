@@ -11,6 +11,7 @@ use netlink_packet_route::link::{
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
+use super::observe::name;
 use super::socket::{NetlinkError, Request, Socket};
 use crate::link_name::LinkName;
 use crate::netstate::PortVlan;
@@ -79,6 +80,31 @@ fn vlans(index: u32, vlans: &[(u16, BridgeVlanInfoFlags)]) -> LinkMessage {
     message.header.index = index;
     message.attributes.push(LinkAttribute::AfSpecBridge(vlans.iter().map(info).collect()));
     message
+}
+
+/// Returns the ports of a bridge, each with the remark on it (`ip link show master NAME`).
+///
+/// # Errors
+/// If the kernel cannot be asked.
+pub fn ports(
+    socket: &mut Socket,
+    bridge: LinkName,
+) -> Result<BTreeMap<LinkName, Option<String>>, NetlinkError> {
+    let Some(bridge) = socket.link_by_name(bridge)? else { return Ok(BTreeMap::new()) };
+    let mut request = LinkMessage::default();
+    request.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+    let rows = socket.dump("links", &RouteNetlinkMessage::GetLink(request))?;
+    let port = |row: &RouteNetlinkMessage| {
+        let RouteNetlinkMessage::NewLink(message) = row else { return None };
+        let attributes = &message.attributes;
+        let is_port = attributes.contains(&LinkAttribute::Controller(bridge.header.index));
+        let alias = attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::IfAlias(alias) => Some(alias.clone()),
+            _ => None,
+        });
+        Some((name(message).filter(|_| is_port)?, alias))
+    };
+    Ok(rows.iter().filter_map(port).collect())
 }
 
 /// Reads the VLANs of these ports (`bridge vlan show`).

@@ -97,7 +97,7 @@ impl Vxlan {
         options: &Value,
         network: IpNetwork,
         underlay: Underlay,
-        device_mac: impl FnOnce(LinkName) -> MacAddr,
+        device_mac: impl FnOnce(Family, LinkName) -> MacAddr,
     ) -> Result<Self, BackendError> {
         let options: Options = fabric::json::from_value(options.clone())?;
         let family = Family::of_network(network);
@@ -114,7 +114,7 @@ impl Vxlan {
             return Err(BackendError::Ipv6Mtu { mtu: carried.get(), overhead });
         }
         let device = device_name(family, vni).ok_or_else(vni_range)?;
-        let mac = device_mac(device);
+        let mac = device_mac(family, device);
         let kind = LinkKind::Vxlan(Tunnel {
             vni,
             port,
@@ -334,7 +334,8 @@ fn is_before_5_7(release: &str) -> bool {
     }
 }
 
-fn decode_mac(data: Option<&Value>) -> Result<MacAddr, String> {
+/// Reads the Ethernet address out of what a node publishes.
+pub(super) fn decode_mac(data: Option<&Value>) -> Result<MacAddr, String> {
     let data = data.ok_or("there is none")?;
     let data: PeerData =
         fabric::json::from_value(data.clone()).map_err(|error| error.to_string())?;

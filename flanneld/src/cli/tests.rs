@@ -15,7 +15,7 @@ fn parse_words(words: &str, environment: &[(&str, &str)]) -> Result<Options, Usa
 fn etcd(options: Options) -> EtcdOptions {
     match options.store {
         StoreOptions::Etcd(etcd) => etcd,
-        StoreOptions::Directory { .. } => panic!("not etcd"),
+        StoreOptions::Directory { .. } | StoreOptions::Kube(_) => panic!("not etcd"),
     }
 }
 
@@ -131,11 +131,6 @@ fn bad_flags_name_what_is_wrong() {
             "--subnet-lease-renew-margin=1440",
             "invalid value \"1440\" for flag -subnet-lease-renew-margin: want minutes from 1 to 1439",
         ),
-        (
-            "--kube-subnet-mgr",
-            "flag -kube-subnet-mgr is not available: leases are kept in etcd or, with --lease-dir, \
-             in a directory",
-        ),
     ] {
         assert_eq!(parse_words(words, &[]).unwrap_err().to_string(), text);
     }
@@ -159,4 +154,35 @@ fn help_and_version_come_first() {
     for flag in FLAGS {
         assert!(usage.contains(&format!("--{}", flag.name)), "{} is missing", flag.name);
     }
+}
+
+#[test]
+fn flags_of_kubernetes_are_those_of_flannel() {
+    let kube = |words: &str| match parse_words(words, &[]).map(|options| options.store) {
+        Ok(StoreOptions::Kube(kube)) => Ok(kube),
+        Ok(other) => panic!("{other:?}"),
+        Err(error) => Err(error.to_string()),
+    };
+    let stock = kube("--ip-masq --kube-subnet-mgr").unwrap();
+    assert_eq!((stock.api_url, stock.kubeconfig), (None, None));
+    assert_eq!(stock.net_config.to_str(), Some("/etc/kube-flannel/net-conf.json"));
+    assert!(stock.sets_condition);
+    let other = kube(
+        "-kube-subnet-mgr=true --kube-api-url https://a:6443 --kubeconfig-file=/k \
+         --set-node-network-unavailable=false --net-config-path=/n --subnet-file=/s",
+    )
+    .unwrap();
+    assert_eq!(other.api_url.as_deref(), Some("https://a:6443"));
+    assert_eq!(other.kubeconfig.as_deref(), Some(std::path::Path::new("/k")));
+    assert!(!other.sets_condition);
+    let error = kube("--kube-subnet-mgr --kube-annotation-prefix=nodot").unwrap_err();
+    assert!(error.starts_with("invalid value \"nodot\" for flag -kube-annotation-prefix: want"));
+}
+
+#[test]
+fn a_configuration_to_install_comes_with_its_source() {
+    let install = |words: &str| parse_words(words, &[]).map(|options| options.cni_conf);
+    assert_eq!(install("--cni-conf=/a"), Ok(None));
+    let conf = install("--cni-conf-install=/etc/cni/net.d/10-flannel.conflist").unwrap().unwrap();
+    assert_eq!(conf.source.to_str(), Some("/etc/kube-flannel/cni-conf.json"));
 }

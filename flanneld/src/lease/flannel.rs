@@ -118,7 +118,7 @@ mod tests {
         let of = |backend: &str| {
             let mut config = config.backend.clone();
             config.kind = backend.to_owned();
-            let mac = |_| MacAddr([2, 0, 0, 0, 0, 1]);
+            let mac = |_, _| MacAddr([2, 0, 0, 0, 0, 1]);
             Some(
                 backend::configure(&config, &networks, &interface, mac)
                     .ok()?

@@ -8,7 +8,6 @@ use super::*;
 use crate::config::NetworkConfig;
 use crate::lease::acquire::{Entry, Listed};
 use crate::lease::keeper::Listing;
-use crate::lease::table::LeaseUpdate;
 
 const MARGIN: Duration = Duration::from_secs(60 * 60);
 
@@ -26,11 +25,7 @@ impl Script {
     }
 }
 
-impl LeaseStore for Script {
-    async fn network_config(&self) -> Result<Vec<u8>, StoreError> {
-        unreachable!("nobody asks for the configuration")
-    }
-
+impl SharedStore for Script {
     async fn perform(&self, step: &Step) -> Result<Answer, StoreError> {
         if *self.silent.borrow() > 0 {
             *self.silent.borrow_mut() -= 1;
@@ -54,10 +49,6 @@ impl LeaseStore for Script {
         };
         self.asked.borrow_mut().push(name);
         Ok(answer)
-    }
-
-    async fn watch(&self, _updates: mpsc::Sender<LeaseUpdate>, _relist: &Notify) {
-        unreachable!("nobody watches")
     }
 }
 
@@ -92,9 +83,11 @@ async fn keep_while(store: &Script, meanwhile: impl AsyncFnOnce(mpsc::Sender<()>
     let (_attributes, attributes) = watch::channel(request().attributes);
     let start = Instant::now();
     let relist = Notify::new();
-    let channels = Channels { doubts, attributes, published, relist: &relist };
+    let (_ready, ready) = watch::channel(Readiness::default());
+    let channels =
+        Channels { doubts, attributes, published, relist: &relist, ready, margin: MARGIN };
     tokio::select! {
-        () = keep(store, request(), MARGIN, || start.elapsed(), channels) => panic!("it ended"),
+        () = keep(store, request(), || start.elapsed(), channels) => panic!("it ended"),
         () = meanwhile(doubt) => {}
     }
     current.borrow().as_ref().unwrap().subnet

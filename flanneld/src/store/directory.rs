@@ -19,12 +19,14 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::{sleep, timeout};
 use tracing::warn;
 
-use super::{Decoder, LEASE_TTL, LeaseStore, StoreError};
+use super::{Decoder, LEASE_TTL, LeaseStore, SharedStore, StoreError};
+use crate::clock;
 use crate::errors::chain;
-use crate::lease::acquire::Entry;
+use crate::lease::acquire::{Entry, Request};
 use crate::lease::keeper::{Answer, Guard, Listing, Put, Renewable, Step};
 use crate::lease::table::LeaseUpdate;
 use crate::lease::{LeaseKey, wire};
+use crate::renewal::{self, Channels};
 
 /// Leases that ended are noticed at least this often.
 const EXPIRY_CHECK: Duration = Duration::from_secs(60);
@@ -206,6 +208,22 @@ impl LeaseStore for DirectoryStore {
         Err(StoreError::NoConfig { place })
     }
 
+    async fn keep(&self, request: Request, channels: Channels<'_>) {
+        renewal::keep(self, request, clock::since_boot, channels).await;
+    }
+
+    /// Every change is told as a snapshot, so there is nothing that could have to be listed again.
+    async fn watch(&self, updates: mpsc::Sender<LeaseUpdate>, _relist: &Notify) {
+        while !updates.is_closed() {
+            if let Err(error) = self.follow(&updates).await {
+                warn!(error = %chain(&error), "leases are not watched at the moment");
+            }
+            sleep(RETRY).await;
+        }
+    }
+}
+
+impl SharedStore for DirectoryStore {
     async fn perform(&self, step: &Step) -> Result<Answer, StoreError> {
         match step {
             Step::Wait(_) => Ok(Answer::Waited),
@@ -221,16 +239,6 @@ impl LeaseStore for DirectoryStore {
                 let ages = of.iter().map(|renewable| self.age(renewable));
                 Ok(Answer::Ages(ages.collect::<Result<_, _>>()?))
             }
-        }
-    }
-
-    /// Every change is told as a snapshot, so there is nothing that could have to be listed again.
-    async fn watch(&self, updates: mpsc::Sender<LeaseUpdate>, _relist: &Notify) {
-        while !updates.is_closed() {
-            if let Err(error) = self.follow(&updates).await {
-                warn!(error = %chain(&error), "leases are not watched at the moment");
-            }
-            sleep(RETRY).await;
         }
     }
 }

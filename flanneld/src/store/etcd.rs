@@ -18,14 +18,16 @@ use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
 use self::connection::{Connection, DEADLINE, reason};
-use super::{Decoder, LEASE_TTL, LeaseStore, StoreError};
+use super::{Decoder, LEASE_TTL, LeaseStore, SharedStore, StoreError};
 use crate::cli::EtcdOptions;
+use crate::clock;
 use crate::errors::chain;
-use crate::lease::acquire::{Entry, Listed};
+use crate::lease::acquire::{Entry, Listed, Request};
 use crate::lease::follow::{Follow, Source};
 use crate::lease::keeper::{Answer, Guard, Listing, Put, Step};
 use crate::lease::table::LeaseUpdate;
 use crate::lease::{Lease, LeaseKey, wire};
+use crate::renewal::{self, Channels};
 
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
@@ -305,27 +307,8 @@ impl LeaseStore for EtcdStore {
         value.ok_or_else(|| StoreError::NoConfig { place: format!("{key} in etcd") })
     }
 
-    async fn perform(&self, step: &Step) -> Result<Answer, StoreError> {
-        Ok(match step {
-            Step::Wait(_) => Answer::Waited,
-            Step::List => Answer::Listed(self.list().await?),
-            Step::Grant => Answer::Granted(self.grant().await?),
-            Step::Put(put) => self.put(put).await?,
-            Step::Delete { key, revision } => {
-                self.delete(key, *revision).await?;
-                Answer::Deleted
-            }
-            Step::Revoke(lease) => {
-                self.revoke(*lease).await?;
-                Answer::Revoked
-            }
-            Step::KeepAlive { lease, .. } => Answer::KeptAlive(self.keep_alive(*lease).await?),
-            Step::Read(key) => Answer::Read(self.read(key).await?),
-            Step::Ages(of) => {
-                let ages = stream::iter(of).map(|key| self.age(key.lease));
-                Answer::Ages(ages.buffered(QUESTIONS).try_collect().await?)
-            }
-        })
+    async fn keep(&self, request: Request, channels: Channels<'_>) {
+        renewal::keep(self, request, clock::since_boot, channels).await;
     }
 
     fn reconnect(&self) {
@@ -368,6 +351,31 @@ impl LeaseStore for EtcdStore {
             backoff = if progress { BACKOFF_MIN } else { (backoff * 2).min(BACKOFF_MAX) };
             sleep(backoff).await;
         }
+    }
+}
+
+impl SharedStore for EtcdStore {
+    async fn perform(&self, step: &Step) -> Result<Answer, StoreError> {
+        Ok(match step {
+            Step::Wait(_) => Answer::Waited,
+            Step::List => Answer::Listed(self.list().await?),
+            Step::Grant => Answer::Granted(self.grant().await?),
+            Step::Put(put) => self.put(put).await?,
+            Step::Delete { key, revision } => {
+                self.delete(key, *revision).await?;
+                Answer::Deleted
+            }
+            Step::Revoke(lease) => {
+                self.revoke(*lease).await?;
+                Answer::Revoked
+            }
+            Step::KeepAlive { lease, .. } => Answer::KeptAlive(self.keep_alive(*lease).await?),
+            Step::Read(key) => Answer::Read(self.read(key).await?),
+            Step::Ages(of) => {
+                let ages = stream::iter(of).map(|key| self.age(key.lease));
+                Answer::Ages(ages.buffered(QUESTIONS).try_collect().await?)
+            }
+        })
     }
 }
 

@@ -5,7 +5,8 @@
 //! What runs outside of the sandbox only waits for it: when either ends, the kernel removes the
 //! other with every namespace, mount and process in it.
 //!
-//! `STORE=etcd` keeps the leases in an etcd instead of a directory; `KEEP=1` leaves a shell.
+//! `STORE=etcd` keeps the leases in an etcd instead of a directory, `STORE=kube` in a small
+//! Kubernetes API; `KEEP=1` leaves a shell.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for a terminal")]
 
@@ -63,14 +64,15 @@ impl Wanted {
         let store = match text("STORE").as_str() {
             "" | "directory" => Store::Directory,
             "etcd" => Store::Etcd,
-            other => return Err(format!("STORE={other}: must be directory or etcd")),
+            "kube" => Store::Kube,
+            other => return Err(format!("STORE={other}: must be directory, etcd or kube")),
         };
         Ok(Self { store, keep: !matches!(text("KEEP").as_str(), "" | "0" | "no") })
     }
 
     fn programs(self) -> Vec<&'static str> {
         match self.store {
-            Store::Directory => vec!["ip"],
+            Store::Directory | Store::Kube => vec!["ip"],
             Store::Etcd => vec!["ip", "etcd", "etcdctl"],
         }
     }
@@ -200,6 +202,7 @@ fn build(store: Store) -> Cluster {
     let label = match store {
         Store::Directory => "a directory for leases",
         Store::Etcd => "an etcd for leases",
+        Store::Kube => "a small Kubernetes API",
     };
     let underlay = "an underlay, 198.51.100.0/24";
     let step = Step::begin(&format!("{NODES} nodes, {underlay}, {label}"));
@@ -281,6 +284,7 @@ fn leave_shell(cluster: &Cluster, pods: &[Pod]) {
     let store = match cluster.store() {
         LeaseStore::Directory(path) => format!("ls {}/subnets", path.display()),
         LeaseStore::Etcd(_) => "ip netns exec etcd etcdctl get --prefix /coreos.com".to_owned(),
+        LeaseStore::Kube(api) => format!("ip netns exec n1 curl {}/api/v1/nodes", api.url()),
     };
     let subnet_file = nodes[0].directory("/run/flannel/subnet.env");
     let (near, far) = (&pods[0], &pods[pods.len() - 1]);

@@ -194,23 +194,56 @@ fn a_full_subnet_is_told() {
 }
 
 #[test]
-fn a_bridge_in_another_subnet_is_told_or_moved() {
+fn a_bridge_in_another_subnet_is_moved_unless_it_has_a_pod_there() {
     sandboxed(|| {
+        let other = |subnet: &str| SUBNET_FILE.replace("10.1.2.1/24", subnet);
+        let addresses = || sh("ip -o -4 address show cni0");
         node();
         sh("ip link add cni0 address 02:00:00:00:00:01 type bridge");
         sh("ip link set cni0 mtu 1400");
         sh("ip address add 10.9.9.1/24 dev cni0");
-        let one = Container::new("one");
-        let failure = one.add(&stock()).unwrap_err();
-        let expected = "\"cni0\" already has an IP address different from 10.1.2.1/24: 10.9.9.1/24";
-        assert_eq!(code_and_text(&failure), (103, expected));
-        assert_eq!(remains(), "");
-        one.add(&stock_with(&[("forceAddress", json!(true))])).unwrap();
-        let addresses = sh("ip -o -4 address show cni0");
-        assert!(addresses.contains("10.1.2.1/24") && !addresses.contains("10.9.9.1"));
+        let (one, two, three) =
+            (Container::new("one"), Container::new("two"), Container::new("three"));
+        one.add(&stock()).unwrap();
+        assert!(addresses().contains("10.1.2.1/24") && !addresses().contains("10.9.9.1"));
         let link = sh("ip -o link show cni0");
         assert!(link.contains("02:00:00:00:00:01") && link.contains("mtu 1400"), "{link}");
         one.ping("10.1.2.1");
+
+        write_subnet_file(&other("10.1.3.1/24"));
+        let before = remains();
+        let failure = two.add(&stock()).unwrap_err();
+        let expected = "\"cni0\" already has an IP address different from 10.1.3.1/24: 10.1.2.1/24";
+        assert_eq!(code_and_text(&failure), (103, expected));
+        assert_eq!(remains(), before);
+        let second = two.add(&stock_with(&[("forceAddress", json!(true))])).unwrap();
+        assert!(!addresses().contains("10.1.2.1"), "{}", addresses());
+        one.del(&stock()).unwrap();
+
+        // Only pods of the new subnet are left, so the address of an old one is of no use.
+        sh("ip address add 10.1.2.1/24 dev cni0");
+        sh("ip address del 10.1.3.1/24 dev cni0");
+        three.add(&stock()).unwrap();
+        assert!(addresses().contains("10.1.3.1/24") && !addresses().contains("10.1.2.1"));
+        three.ping(address(&second));
+
+        // A port that is not ours may be anybody.
+        sh("ip link add foreign type veth peer name peer0");
+        sh("ip link set foreign master cni0");
+        write_subnet_file(&other("10.1.4.1/24"));
+        assert_eq!(Container::new("four").add(&stock()).unwrap_err()["code"], 103);
+    });
+}
+
+#[test]
+fn the_node_forgets_who_had_the_address_before() {
+    sandboxed(|| {
+        node();
+        Container::new("zero").add(&stock()).unwrap();
+        sh("ip neigh replace 10.1.2.3 lladdr 02:00:00:00:00:01 dev cni0 nud reachable");
+        let one = Container::new("one");
+        assert_eq!(address(&one.add(&stock()).unwrap()), "10.1.2.3");
+        sh("ping -c 1 -W 1 10.1.2.3");
     });
 }
 

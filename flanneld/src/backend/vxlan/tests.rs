@@ -26,7 +26,7 @@ fn configure_for(family: Family, options: Value) -> Result<Vxlan, BackendError> 
         Family::V4 => "10.244.0.0/16".parse().unwrap(),
         Family::V6 => "2001:db8:42::/56".parse().unwrap(),
     };
-    let mac = |_| MacAddr([2, 0, 0, 0, 0, 1]);
+    let mac = |_, _| MacAddr([2, 0, 0, 0, 0, 1]);
     let vxlan = Vxlan::configure(&options, network, underlay(family), mac);
     vxlan.map(|vxlan| Vxlan { has_ipv6: true, ..vxlan })
 }

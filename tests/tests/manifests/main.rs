@@ -1,0 +1,128 @@
+//! What is in `config` for Kubernetes and systemd, against the real programs.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use flannel_tests::cluster::{Cluster, Store};
+use flannel_tests::daemon::Daemon;
+use flannel_tests::kube_api::Rules;
+use flannel_tests::pod::{self, Pod};
+use flannel_tests::sandbox::sandboxed;
+use flannel_tests::traffic::{http_get, ping};
+use flannel_tests::{program, wait};
+use serde_json::Value;
+
+mod yaml;
+
+fn config(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config").join(name);
+    fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+fn object<'a>(manifest: &'a [Value], kind: &str) -> &'a Value {
+    manifest.iter().find(|object| object["kind"] == kind).unwrap()
+}
+
+fn texts(value: &Value) -> Vec<String> {
+    let items = value.as_array().into_iter().flatten();
+    items.map(|item| item.as_str().unwrap().to_owned()).collect()
+}
+
+fn rules(manifest: &[Value]) -> Rules {
+    let rules = object(manifest, "ClusterRole")["rules"].as_array().unwrap();
+    let of = |rule: &Value| {
+        let verbs = texts(&rule["verbs"]);
+        texts(&rule["resources"]).into_iter().map(move |r| (r, verbs.clone())).collect::<Vec<_>>()
+    };
+    rules.iter().flat_map(of).collect()
+}
+
+#[test]
+fn the_manifest_runs_as_it_stands() {
+    sandboxed(|| every_node_runs(&yaml::parse(&config("kube-flannel.yml"))));
+}
+
+/// Does for two nodes what Kubernetes does with the manifest: the configuration and the variables of
+/// the environment come from it, and so do permissions, arguments and probes.
+fn every_node_runs(manifest: &[Value]) {
+    let cluster = Cluster::new(2, Store::Kube);
+    let api = cluster.store().kube();
+    api.allow_only(rules(manifest));
+    let daemons: Vec<_> = [1, 2].map(|number| start(&cluster, number, manifest)).into();
+    let pods: Vec<_> = [1, 2].map(|number| attach(&cluster, number)).into();
+    for (from, to) in pod::pairs(&pods) {
+        ping(from.namespace(), to.address()).unwrap();
+    }
+    drop(daemons);
+}
+
+fn start(cluster: &Cluster, number: u8, manifest: &[Value]) -> Daemon {
+    let spec = &object(manifest, "DaemonSet")["spec"]["template"]["spec"];
+    let node = cluster.node(number);
+    for (file, content) in object(manifest, "ConfigMap")["data"].as_object().unwrap() {
+        let path = node.directory("/etc/kube-flannel").join(file);
+        fs::write(path, content.as_str().unwrap()).unwrap();
+    }
+    for container in spec["initContainers"].as_array().unwrap() {
+        run_init_container(cluster, number, container);
+    }
+    let container = &spec["containers"][0];
+    assert_eq!(texts(&container["command"]), ["/opt/bin/flanneld"]);
+    let mut command = node.command(program::flanneld());
+    let url = cluster.store().kube().url();
+    command.args(texts(&container["args"])).arg(format!("--kube-api-url={url}"));
+    let pod = format!("kube-flannel-ds-{number}");
+    let fields = BTreeMap::from([
+        ("spec.nodeName", node.name()),
+        ("metadata.name", &pod),
+        ("metadata.namespace", "kube-flannel"),
+    ]);
+    for variable in container["env"].as_array().unwrap() {
+        let field = variable["valueFrom"]["fieldRef"]["fieldPath"].as_str();
+        let value = field.map_or_else(|| variable["value"].as_str().unwrap(), |f| fields[f]);
+        command.env(variable["name"].as_str().unwrap(), value);
+    }
+    assert_eq!(node.read("/etc/cni/net.d/10-flannel.conflist"), None);
+    let daemon = Daemon::start(&format!("flanneld-{}", node.name()), &mut command);
+    for probe in ["readinessProbe", "livenessProbe"] {
+        let get = &container[probe]["httpGet"];
+        let port = u16::try_from(get["port"].as_u64().unwrap()).unwrap();
+        let path = get["path"].as_str().unwrap().to_owned();
+        wait::until(&format!("{probe} of {}", node.name()), || {
+            match http_get(node.namespace(), (node.address(), port).into(), &path) {
+                Ok((200, _)) => Ok(()),
+                other => Err(format!("{other:?}; {}", daemon.log())),
+            }
+        });
+    }
+    wait::until_true("the runtime is told", || {
+        node.read("/etc/cni/net.d/10-flannel.conflist").is_some()
+    });
+    daemon
+}
+
+/// Runs what a container runs, with the directory of the host that it mounts.
+fn run_init_container(cluster: &Cluster, number: u8, container: &Value) {
+    let command = texts(&container["command"]);
+    assert_eq!(command[..3], ["/opt/bin/flannel", "install", "/opt/cni/bin"]);
+    assert_eq!(container["volumeMounts"][0]["mountPath"], "/opt/cni/bin");
+    let directory = format!("/run/cni-bin-{number}");
+    fs::create_dir(&directory).unwrap();
+    let mut install = cluster.node(number).command(program::flannel());
+    program::run(install.arg("install").arg(&directory).args(&command[3..]));
+    assert!(Path::new(&directory).join("flannel").is_file());
+}
+
+/// Attaches a pod with the configuration that the runtime finds.
+fn attach(cluster: &Cluster, number: u8) -> Pod {
+    let node = cluster.node(number);
+    let list = node.read("/etc/cni/net.d/10-flannel.conflist").unwrap();
+    let list: Value = serde_json::from_str(&list).unwrap();
+    let mut configuration = list["plugins"][0].clone();
+    configuration["name"] = list["name"].clone();
+    configuration["cniVersion"] = list["cniVersion"].clone();
+    Pod::try_attach(node, &format!("p{number}"), &configuration).unwrap()
+}
