@@ -24,6 +24,7 @@ use crate::invocation::Attachment;
 use crate::masquerade;
 use crate::portmap;
 use crate::result::{self, AddResult, Interface, Ip};
+use crate::spoofing;
 
 /// The state that an ADD brings about.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,6 +61,11 @@ fn filter(attachment: &Attachment, bridge: &Bridge, ips: &[Ip]) -> Rules {
     };
     if !bridge.ports.is_empty() {
         rules.extend(portmap::rules(attachment, &bridge.ports, &addresses, gateway_link(bridge)));
+    }
+    if bridge.mac_spoof_check {
+        let mac = pod_mac(attachment, bridge, ips);
+        let check = spoofing::rules(attachment, host_veth(attachment), mac);
+        rules.extend(Rules::of_nftables(check));
     }
     rules
 }

@@ -38,6 +38,8 @@ pub struct Bridge {
     pub promiscuous: bool,
     /// Whether the interface in the sandbox is brought up.
     pub up: bool,
+    /// Whether an attachment can send nothing under another Ethernet address than its own.
+    pub mac_spoof_check: bool,
     /// Whether IPv6 addresses are only used when no duplicate was found.
     pub probed: bool,
     /// The VLANs of an attachment.
@@ -125,7 +127,6 @@ impl Bridge {
     /// If it cannot be understood, or asks for something that we cannot do.
     pub fn new(delegate: &Map<String, Value>, args: &str) -> Result<Self, BridgeError> {
         let args = Args::parse(args)?;
-        refuse_unsupported(delegate)?;
         let raw: RawBridge =
             json::from_value(delegate.clone().into()).map_err(BridgeError::Json)?;
         let vlans = Vlans::new(raw.vlan, raw.vlan_trunk.as_deref(), raw.preserve_default_vlan)?;
@@ -151,6 +152,7 @@ impl Bridge {
             isolated: raw.port_isolation,
             promiscuous: raw.promisc_mode,
             up: !raw.disable_container_interface,
+            mac_spoof_check: raw.macspoofchk,
             probed: raw.enabledad,
             vlans,
             mtu: mtu(raw.mtu)?,
@@ -185,6 +187,7 @@ struct RawBridge {
     port_isolation: bool,
     disable_container_interface: bool,
     enabledad: bool,
+    macspoofchk: bool,
     vlan: i64,
     vlan_trunk: Option<Vec<RawTrunk>>,
     preserve_default_vlan: bool,
@@ -246,40 +249,12 @@ pub fn mtu(bytes: i64) -> Result<Option<Mtu>, BridgeError> {
     mtu.map(Some).ok_or(BridgeError::Mtu(bytes))
 }
 
-/// What the bridge plugin can do and we cannot.
-const UNSUPPORTED: [&[&str]; 1] = [&["macspoofchk"]];
-
-fn refuse_unsupported(delegate: &Map<String, Value>) -> Result<(), BridgeError> {
-    let unsupported = |key: String, value: &Value| {
-        Err(BridgeError::Unsupported { key, value: value.to_string() })
-    };
-    for path in UNSUPPORTED {
-        let asked = lookup(delegate, path).filter(|value| !is_default(value));
-        if let Some(value) = asked {
-            return unsupported(path.join("."), value);
-        }
-    }
-    Ok(())
-}
-
 /// Finds a value by the keys that lead to it, whatever the case of their letters.
 pub fn lookup<'a>(object: &'a Map<String, Value>, path: &[&str]) -> Option<&'a Value> {
     let (first, rest) = path.split_first()?;
     let mut matching = object.iter().filter(|(key, _)| key.eq_ignore_ascii_case(first));
     let (_, value) = matching.next_back()?;
     if rest.is_empty() { Some(value) } else { lookup(value.as_object()?, rest) }
-}
-
-/// Whether a value says what no value says.
-fn is_default(value: &Value) -> bool {
-    match value {
-        Value::Null => true,
-        Value::Bool(on) => !on,
-        Value::Number(number) => number.as_f64() == Some(0.0),
-        Value::String(text) => text.is_empty(),
-        Value::Array(list) => list.is_empty(),
-        Value::Object(map) => map.is_empty(),
-    }
 }
 
 #[cfg(test)]
@@ -337,6 +312,7 @@ mod tests {
             isolated: false,
             promiscuous: false,
             up: true,
+            mac_spoof_check: false,
             probed: false,
             vlans: Vlans::default(),
             mtu: Mtu::new(1450),
@@ -387,7 +363,6 @@ mod tests {
     fn what_cannot_be_done_is_refused_by_name() {
         let table = [
             (json!({"ipam": {"type": "bridge"}}), "unsupported field: ipam.type is \"bridge\""),
-            (json!({"MACspoofchk": true}), "unsupported field: macspoofchk is true"),
             (json!({"vlan": 5000}), "invalid VLAN ID 5000 (must be between 0 and 4094)"),
             (json!({"vlanTrunk": [{"id": 0}]}), "incorrect trunk id parameter"),
             (

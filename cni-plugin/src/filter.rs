@@ -4,14 +4,16 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use fabric::link_name::LinkName;
 use fabric::netlink::{Inventory, NetlinkError, Socket};
 use fabric::packet_filter::nft::{Flow, Nft, forget_udp_flows};
-use fabric::packet_filter::{self, PacketFilter, Ruleset};
+use fabric::packet_filter::{self, Match, ObservedRule, PacketFilter, Ruleset};
 
 use crate::invocation::Attachment;
 use crate::iptables::{self, IptablesError, Tables};
 use crate::masquerade;
 use crate::portmap::{self, PortMap};
+use crate::spoofing;
 
 /// What rules are put into.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,25 +119,52 @@ pub fn remove(attachment: &Attachment) -> Result<bool, FilterError> {
     let mark = masquerade::mark(attachment);
     // Thus the Go plugin marks the ports of a container.
     let container = attachment.container.as_str();
-    let in_nftables = remove_stale(|comment| comment.starts_with(&mark) || comment == container);
+    let (spoof_check, chains) = (spoofing::comment(attachment), spoofing::chains(attachment));
+    let is_stale = |comment: &str| {
+        comment.starts_with(&mark) || comment == container || comment == spoof_check
+    };
+    let in_nftables = remove_stale(is_stale, |chain| chains.iter().any(|name| name == chain));
     let in_iptables = iptables::remove(attachment)?;
     Ok(in_nftables? || in_iptables)
 }
 
-/// Removes the rules whose comment `is_stale`, and returns whether there were any.
+/// Removes the rules whose comment `is_stale` and the chains whose name is, and returns whether there
+/// were any.
 ///
 /// # Errors
 /// If the kernel refuses.
-pub fn remove_stale(is_stale: impl Fn(&str) -> bool) -> Result<bool, FilterError> {
+pub fn remove_stale(
+    is_stale: impl Fn(&str) -> bool,
+    is_stale_chain: impl Fn(&str) -> bool,
+) -> Result<bool, FilterError> {
     let mut filter = match Nft::open() {
         // Then there are no rules either.
         Err(packet_filter::Error::Unavailable(_)) => return Ok(false),
         filter => filter?,
     };
-    let tables =
-        masquerade::tables().tables.into_iter().chain(portmap::nftables::tables().tables).collect();
-    let change = packet_filter::remove_rules(&mut filter, &Ruleset { tables }, is_stale)?;
+    let tables = [masquerade::tables(), portmap::nftables::tables(), spoofing::tables()];
+    let tables = Ruleset { tables: tables.into_iter().flat_map(|one| one.tables).collect() };
+    let change =
+        packet_filter::remove_rules_and_chains(&mut filter, &tables, is_stale, is_stale_chain)?;
     Ok(!change.is_empty())
+}
+
+/// Returns the links whose Ethernet addresses are checked, with the comments on the rules that do so.
+///
+/// # Errors
+/// If the kernel cannot be asked.
+pub fn spoof_checks() -> Result<Vec<(LinkName, String)>, FilterError> {
+    let mut filter = match Nft::open() {
+        Err(packet_filter::Error::Unavailable(_)) => return Ok(Vec::new()),
+        filter => filter?,
+    };
+    let observed = filter.observe(&spoofing::tables())?;
+    let rules = observed.tables.values().flat_map(|table| table.chains.values());
+    let check = |rule: &ObservedRule| match rule.rule.as_ref()?.matches[..] {
+        [Match::InputInterface(link)] => Some((link, rule.comment.clone()?)),
+        _ => None,
+    };
+    Ok(rules.flat_map(|chain| &chain.rules).filter_map(check).collect())
 }
 
 /// Forgets the UDP flows to the ports of an attachment that lead elsewhere, for example to the pod

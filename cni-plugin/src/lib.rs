@@ -27,6 +27,7 @@ pub mod masquerade;
 pub mod portmap;
 pub mod ptp;
 pub mod sharing;
+pub mod spoofing;
 pub mod tuning;
 
 pub mod filter;

@@ -19,8 +19,9 @@ use ipnetwork::IpNetwork;
 use netlink_packet_core::DecodeError;
 
 use crate::link_name::LinkName;
+use crate::mac::MacAddr;
 
-pub use change::{Change, Operation, diff, removal};
+pub use change::{Change, Operation, diff, removal, removal_with_chains};
 
 /// How often we start again because others change the packet filter at the same time. Each time
 /// somebody else made progress, so this bounds how many may start a pod at once.
@@ -69,8 +70,22 @@ pub fn remove_rules(
     tables: &Ruleset,
     is_stale: impl Fn(&str) -> bool,
 ) -> Result<Change, Error> {
+    remove_rules_and_chains(filter, tables, is_stale, |_| false)
+}
+
+/// Removes the rules whose comment `is_stale` and the chains whose name is, and returns what was
+/// changed for it.
+///
+/// # Errors
+/// Those of [`PacketFilter::observe`] and [`PacketFilter::apply`].
+pub fn remove_rules_and_chains(
+    filter: &mut impl PacketFilter,
+    tables: &Ruleset,
+    is_stale: impl Fn(&str) -> bool,
+    is_stale_chain: impl Fn(&str) -> bool,
+) -> Result<Change, Error> {
     for _ in 0..ATTEMPTS {
-        let change = removal(&filter.observe(tables)?, &is_stale);
+        let change = removal_with_chains(&filter.observe(tables)?, &is_stale, &is_stale_chain);
         if change.is_empty() {
             return Ok(change);
         }
@@ -121,6 +136,8 @@ pub enum Family {
     Ip6,
     /// Both.
     Inet,
+    /// What bridges forward, whatever it is.
+    Bridge,
 }
 
 /// How much of a table belongs to us.
@@ -128,8 +145,8 @@ pub enum Family {
 pub enum Ownership {
     /// All of it: whatever is not wanted is removed, and no chains means no table.
     Whole,
-    /// Others use it too. Ours alone are the rules whose comment starts with this mark; chains and
-    /// unmarked rules are shared: they are added where missing and never removed. They serve the
+    /// Others use it too. Ours alone are the rules whose comment is this mark, or starts with it and
+    /// a comma; chains and unmarked rules are shared: they are added where missing and never removed. They serve the
     /// marked rules: where none of these is desired, nothing is added.
     Marked(String),
 }
@@ -222,6 +239,8 @@ pub enum Match {
     DestinationPort(Transport, u16),
     /// `iifname NAME`
     InputInterface(LinkName),
+    /// `ether saddr ADDRESS`, where packets are Ethernet frames.
+    EtherSource(MacAddr),
 }
 
 impl PartialEq for Match {
@@ -240,13 +259,15 @@ impl PartialEq for Match {
                 (a, port) == (b, other)
             }
             (Self::InputInterface(a), Self::InputInterface(b)) => a == b,
+            (Self::EtherSource(a), Self::EtherSource(b)) => a == b,
             (
                 Self::Source(..)
                 | Self::Destination(..)
                 | Self::Mark(_)
                 | Self::LocalDestination
                 | Self::DestinationPort(..)
-                | Self::InputInterface(_),
+                | Self::InputInterface(_)
+                | Self::EtherSource(_),
                 _,
             ) => false,
         }

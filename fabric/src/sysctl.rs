@@ -26,6 +26,13 @@ pub fn has_ipv6() -> bool {
     Path::new("/proc/sys/net/ipv6").exists()
 }
 
+/// Whether parameters can only be read, as in a container without privileges (a read-only mount of
+/// `/proc/sys`).
+pub fn is_read_only() -> bool {
+    let mount = nix::sys::statvfs::statvfs("/proc/sys/net");
+    mount.is_ok_and(|mount| mount.flags().contains(nix::sys::statvfs::FsFlags::ST_RDONLY))
+}
+
 fn path(key: &Sysctl) -> PathBuf {
     Path::new("/proc/sys").join(key.as_path())
 }

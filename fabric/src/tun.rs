@@ -31,14 +31,21 @@ pub fn create(name: LinkName) -> io::Result<()> {
     check(unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETPERSIST, 1 as libc::c_ulong) })
 }
 
-/// Opens one more queue of a device that [`create`] made. The queue ends with the descriptor.
+/// Opens one more queue of a device that [`create`] made, or the only one of a device that
+/// somebody else made for one program. The queue ends with the descriptor.
+///
+/// Packets have a `virtio_net_hdr` before them if `header` asks for it and the kernel has it.
 ///
 /// # Errors
-/// If there is no such device, or if it is of another kind.
-pub fn open_queue(name: LinkName) -> io::Result<OwnedFd> {
+/// If there is no such device, or if it is of another kind; with `EBUSY` if it has no other queue.
+pub fn open_queue(name: LinkName, header: bool) -> io::Result<OwnedFd> {
     // Attaching would make a device that is not there, and that one would vanish with us.
     nix::net::if_::if_nametoindex(name.as_str())?;
-    attach(name, FLAGS)
+    let flags = if header { FLAGS } else { FLAGS & !libc::IFF_VNET_HDR };
+    attach(name, flags).or_else(|error| match error.raw_os_error() {
+        Some(libc::EINVAL) => attach(name, flags & !libc::IFF_MULTI_QUEUE),
+        _ => Err(error),
+    })
 }
 
 fn attach(name: LinkName, flags: libc::c_int) -> io::Result<OwnedFd> {
@@ -48,12 +55,21 @@ fn attach(name: LinkName, flags: libc::c_int) -> io::Result<OwnedFd> {
     for (to, from) in request.ifr_name.iter_mut().zip(name.as_str().bytes()) {
         *to = libc::c_char::from_ne_bytes([from]);
     }
+    let flags = flags & (features(&device)? | libc::IFF_TUN_EXCL);
     // The kernel reads the flags as unsigned.
     let [low, high, ..] = flags.to_le_bytes();
     request.ifr_ifru.ifru_flags = libc::c_short::from_le_bytes([low, high]);
     // SAFETY: TUNSETIFF reads and writes one ifreq, which lives until the call returns.
     check(unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })?;
     Ok(device.into())
+}
+
+/// Returns the flags that this kernel knows.
+fn features(device: &File) -> io::Result<libc::c_int> {
+    let mut features: libc::c_uint = 0;
+    // SAFETY: TUNGETFEATURES writes one unsigned int, which lives until the call returns.
+    check(unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNGETFEATURES, &raw mut features) })?;
+    Ok(libc::c_int::from_ne_bytes(features.to_ne_bytes()))
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {

@@ -455,8 +455,8 @@ ip route add 10.244.0.0/16 dev flannel0 proto 199
         );
         let again = converge(&mut socket, &Scope::of(&desired), &desired).unwrap();
         assert!(again.plan.is_empty(), "{}", again.plan);
-        let _queues = [tun::open_queue(link).unwrap(), tun::open_queue(link).unwrap()];
-        assert!(tun::open_queue(name("flannel9")).is_err());
+        let _queues = [tun::open_queue(link, true).unwrap(), tun::open_queue(link, true).unwrap()];
+        assert!(tun::open_queue(name("flannel9"), true).is_err());
         assert_eq!(tun::create(link).unwrap_err().raw_os_error(), Some(libc::EEXIST));
     });
 }

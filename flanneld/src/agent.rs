@@ -149,13 +149,6 @@ async fn serve(
         })
     };
     let backends = configure(&interface)?;
-    for family in families.iter().filter(|family| !backends.carry(**family)) {
-        warn!(
-            backend = %config.backend.kind, %family,
-            "the backend does not carry this family: pods reach each other by it on their own node \
-             only"
-        );
-    }
     let request = Request {
         pools: config.pools,
         previous: previous_subnets(&options),
@@ -164,6 +157,7 @@ async fn serve(
     let engine = Engine::choose(config.enable_nftables, families.iter().copied());
     warn_without_bridge_filter(engine, families.iter().copied());
     let kernel = Kernel::start().map_err(system("start the thread that speaks to the kernel"))?;
+    let traffic = kernel::log_traffic_on_signal(kernel.clone());
     let node = Node {
         backends,
         underlay: interface.name,
@@ -212,6 +206,7 @@ async fn serve(
         () = readdress::follow(&options.interface, interface, &underlay_changed, moved) => Ok(()),
         () = notify_supervisor(is_ready.clone()) => Ok(()),
         () = install::tell_runtime(options.cni_conf, is_ready) => Ok(()),
+        ended = traffic => ended.map_err(system("listen for SIGUSR1")),
     }
 }
 

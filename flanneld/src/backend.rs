@@ -76,7 +76,7 @@ pub(crate) struct Desired {
     pub(crate) state: NetState,
     pub(crate) left_out: Vec<(IpNetwork, Reason)>,
     /// What this program carries itself, if the kernel does not.
-    pub(crate) forwarding: Option<Forwarding>,
+    pub(crate) forwarding: Vec<Forwarding>,
 }
 
 /// The backend of each family that packets between nodes can have; there is one at least.
@@ -107,11 +107,6 @@ impl Backends {
             backend_data: data(Family::V4).map(Into::into),
             backend_v6_data: data(Family::V6).map(Into::into),
         }
-    }
-
-    /// Whether packets of a family travel between nodes.
-    pub(crate) const fn carry(&self, family: Family) -> bool {
-        self.by_family.get(family).is_some()
     }
 
     /// Returns the MTU that pods get: what every family can carry.
@@ -153,7 +148,8 @@ impl Desired {
     fn join(mut self, other: Self) -> Self {
         self.state.extend(other.state);
         self.left_out.extend(other.left_out);
-        Self { forwarding: self.forwarding.or(other.forwarding), ..self }
+        self.forwarding.extend(other.forwarding);
+        self
     }
 }
 
@@ -205,6 +201,8 @@ pub(crate) enum Reason {
     BackendData(String),
     #[error("its Ethernet address is that of {0}")]
     SameMac(String),
+    #[error("it does not carry IPv6 over udp")]
+    NoIpv6OverUdp,
     #[error(
         "its public address {0} is behind a router, where only a tunnel reaches, not on the network of {1}"
     )]
@@ -234,8 +232,6 @@ pub(crate) enum BackendError {
          {least} are needed; use host-gw, or leave EnableIPv6 out", least = Mtu::MIN_IPV6 + overhead
     )]
     Ipv6Mtu { mtu: u32, overhead: u32 },
-    #[error("Backend.Type udp carries only IPv4: switch EnableIPv4 on, or use vxlan or host-gw")]
-    OnlyIpv4,
 }
 
 /// Checks the configuration of the backend for a node with this interface.
@@ -249,17 +245,14 @@ pub(crate) fn configure(
 ) -> Result<Backends, BackendError> {
     let by_family = PerFamily::try_from_fn(|family| {
         let underlay = networks.get(family).copied().zip(interface.underlay(family));
-        let backend = |(network, underlay)| {
-            configure_family(config, network, underlay, &device_mac).transpose()
-        };
-        underlay.and_then(backend).transpose()
+        let backend =
+            |(network, underlay)| configure_family(config, network, underlay, &device_mac);
+        underlay.map(backend).transpose()
     })?;
-    if by_family.families().next().is_none() {
-        return Err(BackendError::OnlyIpv4);
-    }
     let off = Family::ALL.into_iter().filter(|family| networks.get(*family).is_none());
     let obsolete = match config.kind.as_str() {
         "vxlan" => off.filter_map(|family| vxlan::device(&config.options, family)).collect(),
+        "udp" => off.map(udp::device).collect(),
         _ => BTreeSet::new(),
     };
     Ok(Backends { by_family, obsolete })
@@ -271,18 +264,17 @@ pub(crate) fn published_mac(attributes: &Attributes, family: Family) -> Option<M
     vxlan::decode_mac(attributes.data(family)).ok()
 }
 
-/// Returns `None` if the backend does not carry this family.
 fn configure_family(
     config: &BackendConfig,
     network: IpNetwork,
     underlay: Underlay,
     device_mac: impl Fn(Family, LinkName) -> MacAddr,
-) -> Result<Option<Box<dyn Backend>>, BackendError> {
+) -> Result<Box<dyn Backend>, BackendError> {
     let options = &config.options;
     Ok(match config.kind.as_str() {
-        "vxlan" => Some(Box::new(Vxlan::configure(options, network, underlay, device_mac)?)),
-        "host-gw" => Some(Box::new(HostGw::configure(network, underlay)?)),
-        "udp" => Udp::configure(options, network, underlay)?.map(|udp| Box::new(udp) as _),
+        "vxlan" => Box::new(Vxlan::configure(options, network, underlay, device_mac)?),
+        "host-gw" => Box::new(HostGw::configure(network, underlay)?),
+        "udp" => Box::new(Udp::configure(options, network, underlay)?),
         other => return Err(BackendError::Unknown(other.to_owned())),
     })
 }

@@ -66,6 +66,11 @@ pub(crate) enum ConfigError {
     NotInside { key: &'static str, value: IpAddr, network: IpNetwork },
     #[error("{key} {value} is not the first address of a /{subnet_len}")]
     NotOnBoundary { key: &'static str, value: IpAddr, subnet_len: u8 },
+    #[error(
+        "{key} {value} has IPv4 addresses in the form of IPv6 in it, which no pod can have: want \
+         another network, such as fc00::/48"
+    )]
+    Mapped { key: &'static str, value: IpNetwork },
     #[error("Backend has no Type: want vxlan, host-gw or udp")]
     NoBackendType,
 }
@@ -243,8 +248,12 @@ impl PoolDocument {
     fn network(&self) -> Result<IpNetwork, ConfigError> {
         let network = self.network.filter(|network| network.prefix() > 0);
         let network = network.ok_or(ConfigError::NoNetwork(self.family))?;
-        Ok(IpNetwork::new(network.network(), network.prefix())
-            .expect("the prefix of a network is valid"))
+        let network = IpNetwork::new(network.network(), network.prefix())
+            .expect("the prefix of a network is valid");
+        if has_mapped(network) {
+            return Err(ConfigError::Mapped { key: self.family.keys().network, value: network });
+        }
+        Ok(network)
     }
 
     fn check(&self) -> Result<Pool, ConfigError> {
@@ -315,6 +324,14 @@ impl Pool {
                 IpNetwork::new(from_bits(base, family), subnet_len).expect("the length was checked")
             })
     }
+}
+
+/// Whether there are IPv4-mapped addresses in a network (RFC 4291, section 2.5.5.2). Their text has
+/// dots, and no key with that is a lease for flannel.
+fn has_mapped(network: IpNetwork) -> bool {
+    let mapped = Ipv6Network::new(Ipv4Addr::UNSPECIFIED.to_ipv6_mapped(), 96);
+    let mapped = mapped.expect("an IPv6 address has more bits than that");
+    matches!(network, IpNetwork::V6(network) if network.overlaps(mapped))
 }
 
 fn to_bits(ip: IpAddr) -> u128 {

@@ -10,8 +10,10 @@ use std::thread;
 use fabric::link_name::LinkName;
 use fabric::netlink::{ApplyError, NetlinkError, Report, Scope, Socket, converge};
 use fabric::netstate::NetState;
+use fabric::sysctl;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use crate::backend::udp::datapath::{DataPath, Forwarding};
 use crate::errors::chain;
@@ -26,7 +28,7 @@ pub(crate) struct Wanted {
     /// What evaluates the rules.
     pub(crate) engine: Engine,
     pub(crate) rules: NodeRules,
-    pub(crate) forwarding: Option<Forwarding>,
+    pub(crate) forwarding: Vec<Forwarding>,
 }
 
 /// What came of it.
@@ -42,22 +44,43 @@ pub(crate) struct Outcome {
     pub(crate) rules_unwatched: bool,
 }
 
+/// What the applier thread is asked for.
+enum Request {
+    MakeTrue(Box<Wanted>, oneshot::Sender<Outcome>),
+    LogTraffic,
+}
+
 /// The way to the applier thread.
+#[derive(Clone)]
 pub(crate) struct Kernel {
-    requests: blocking::Sender<(Wanted, oneshot::Sender<Outcome>)>,
+    requests: blocking::Sender<Request>,
 }
 
 impl Kernel {
-    /// Starts the thread, in the network namespace of this one. It ends with this value.
+    /// Starts the thread, in the network namespace of this one. It ends with this value and all
+    /// clones of it.
     pub(crate) fn start() -> std::io::Result<Self> {
         let mut socket = Socket::open()?;
-        let (requests, queue) = blocking::channel::<(Wanted, oneshot::Sender<Outcome>)>();
+        let (requests, queue) = blocking::channel();
+        let read_only = sysctl::is_read_only();
+        if read_only {
+            warn!("/proc/sys is read-only, as in a container: kernel parameters stay as they are");
+        }
         let serve = move || {
-            let (mut data_path, mut rules) = (None, RuleKeeper::default());
-            for (wanted, reply) in queue {
-                // Nobody waits for the answer when the program is ending.
-                let _nobody_waits =
-                    reply.send(make_true(&mut socket, &mut rules, &mut data_path, wanted));
+            let (mut data_paths, mut rules) = (Vec::new(), RuleKeeper::default());
+            for request in queue {
+                match request {
+                    Request::MakeTrue(mut wanted, reply) => {
+                        if read_only {
+                            wanted.scope.sysctls.clear();
+                            wanted.state.sysctls.clear();
+                        }
+                        let outcome = make_true(&mut socket, &mut rules, &mut data_paths, *wanted);
+                        // Nobody waits for the answer when the program is ending.
+                        let _nobody_waits = reply.send(outcome);
+                    }
+                    Request::LogTraffic => data_paths.iter().for_each(DataPath::log_traffic),
+                }
             }
         };
         thread::Builder::new().name("kernel".to_owned()).spawn(serve)?;
@@ -67,7 +90,7 @@ impl Kernel {
     /// Makes it so, as far as the kernel lets us.
     pub(crate) async fn make_true(&self, wanted: Wanted) -> Outcome {
         let (reply, outcome) = oneshot::channel();
-        let sent = self.requests.send((wanted, reply));
+        let sent = self.requests.send(Request::MakeTrue(Box::new(wanted), reply));
         match (sent, outcome.await) {
             (Ok(()), Ok(outcome)) => outcome,
             _ => Outcome {
@@ -78,10 +101,20 @@ impl Kernel {
     }
 }
 
+/// Logs, whenever SIGUSR1 comes, what this program itself carried for each peer.
+pub(crate) async fn log_traffic_on_signal(kernel: Kernel) -> std::io::Result<()> {
+    let mut signals = signal(SignalKind::user_defined1())?;
+    while signals.recv().await.is_some() {
+        // Nobody answers any more only when the program is ending.
+        let _ending = kernel.requests.send(Request::LogTraffic);
+    }
+    Ok(())
+}
+
 fn make_true(
     socket: &mut Socket,
     rules: &mut RuleKeeper,
-    data_path: &mut Option<DataPath>,
+    data_paths: &mut Vec<DataPath>,
     wanted: Wanted,
 ) -> Outcome {
     let mut outcome = Outcome::default();
@@ -97,10 +130,10 @@ fn make_true(
         Err(error) => outcome.node_failures.push(chain(&error)),
     }
     make_rules_true(rules, &wanted, &mut outcome);
-    if let Some(forwarding) = wanted.forwarding
-        && let Err(error) = DataPath::ensure(data_path, forwarding)
-    {
-        outcome.node_failures.push(chain(&error));
+    for forwarding in wanted.forwarding {
+        if let Err(error) = DataPath::ensure(data_paths, forwarding) {
+            outcome.node_failures.push(chain(&error));
+        }
     }
     outcome
 }

@@ -1,4 +1,5 @@
-//! Kills a program at a system call of one's choice, whatever it is, also inside a thread.
+//! Kills a program at a system call of one's choice, whatever it is, also inside a thread; and counts
+//! the programs and processes that one starts.
 
 #![expect(unsafe_code, reason = "a child asks to be traced between fork and exec")]
 
@@ -21,12 +22,58 @@ pub enum End {
     Exited(i32),
 }
 
+/// Runs a command with this text on its stdin to its end, and returns how many programs and processes
+/// it started itself.
+///
+/// # Panics
+/// If it cannot be started or traced, or fails.
+pub fn started_by(command: &mut Command, stdin: &str) -> usize {
+    let process = start(command, stdin);
+    let options = Options::PTRACE_O_TRACEEXEC
+        | Options::PTRACE_O_TRACEFORK
+        | Options::PTRACE_O_TRACEVFORK
+        | Options::PTRACE_O_EXITKILL;
+    ptrace::setoptions(process, options).expect("it is stopped");
+    ptrace::cont(process, None).expect("it is stopped");
+    let mut started = 0;
+    loop {
+        let (thread, signal) = match waitpid(None, Some(WaitPidFlag::__WALL)) {
+            Ok(WaitStatus::Exited(thread, status)) if thread == process => {
+                assert_eq!(status, 0, "{command:?}");
+                return started;
+            }
+            Ok(WaitStatus::PtraceEvent(thread, ..)) => {
+                started += 1;
+                (thread, None)
+            }
+            Ok(WaitStatus::Stopped(thread, Signal::SIGSTOP)) => (thread, None),
+            Ok(WaitStatus::Stopped(thread, signal)) => (thread, Some(signal)),
+            Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) => continue,
+            status => panic!("the traced program: {status:?}"),
+        };
+        match ptrace::cont(thread, signal) {
+            Ok(()) | Err(Errno::ESRCH) => {}
+            Err(errno) => panic!("a traced thread: {errno}"),
+        }
+    }
+}
+
 /// Runs a command with this text on its stdin, and kills it where it would make its system call
 /// number `count`, counted from zero over all its threads.
 ///
 /// # Panics
 /// If it cannot be started or traced.
 pub fn run_killed_at(command: &mut Command, stdin: &str, count: usize) -> End {
+    let process = start(command, stdin);
+    let options =
+        Options::PTRACE_O_TRACESYSGOOD | Options::PTRACE_O_TRACECLONE | Options::PTRACE_O_EXITKILL;
+    ptrace::setoptions(process, options).expect("it is stopped");
+    ptrace::syscall(process, None).expect("it is stopped");
+    trace(process, count)
+}
+
+/// Starts a command that is traced, and stops it before its first instruction.
+fn start(command: &mut Command, stdin: &str) -> Pid {
     // The text fits into a pipe before anybody reads it.
     let (reader, mut writer) = std::io::pipe().expect("a pipe");
     writer.write_all(stdin.as_bytes()).expect("the reader is open");
@@ -39,11 +86,7 @@ pub fn run_killed_at(command: &mut Command, stdin: &str, count: usize) -> End {
     let process = Pid::from_raw(child.id().try_into().expect("a process number is positive"));
     let first = waitpid(process, None).expect("it is our child");
     assert!(matches!(first, WaitStatus::Stopped(_, Signal::SIGTRAP)), "{first:?}");
-    let options =
-        Options::PTRACE_O_TRACESYSGOOD | Options::PTRACE_O_TRACECLONE | Options::PTRACE_O_EXITKILL;
-    ptrace::setoptions(process, options).expect("it is stopped");
-    ptrace::syscall(process, None).expect("it is stopped");
-    trace(process, count)
+    process
 }
 
 fn trace(process: Pid, count: usize) -> End {

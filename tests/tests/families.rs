@@ -51,6 +51,16 @@ fn dual_stack_over_plain_routes_and_a_directory() {
 }
 
 #[test]
+fn dual_stack_over_udp_and_etcd() {
+    sandboxed(|| serves("udp", Stack::Dual, Store::Etcd));
+}
+
+#[test]
+fn ipv6_alone_over_udp_and_a_directory() {
+    sandboxed(|| serves("udp", Stack::Ipv6, Store::Directory));
+}
+
+#[test]
 fn ipv6_alone_over_vxlan_and_etcd() {
     sandboxed(|| serves("vxlan", Stack::Ipv6, Store::Etcd));
 }

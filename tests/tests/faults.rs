@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::process::Command;
 
-use flannel_tests::fault::{End, run_killed_at};
+use flannel_tests::fault::{End, run_killed_at, started_by};
 use flannel_tests::namespace::Namespace;
 use flannel_tests::sandbox::sandboxed;
 use flannel_tests::{program, runtime};
@@ -85,13 +85,17 @@ fn remains() -> String {
     text
 }
 
-/// Runs `verb` to each of its system calls, each time from a fresh start, and then what shall
-/// `clean` up.
-fn killed_everywhere(verb: &str, clean: fn(&str)) {
+fn furnish() {
     fs::create_dir_all("/run/flannel").unwrap();
     let lease = "FLANNEL_NETWORK=10.1.0.0/16\nFLANNEL_SUBNET=10.1.2.1/24\n\
                  FLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";
     fs::write("/run/flannel/subnet.env", lease).unwrap();
+}
+
+/// Runs `verb` to each of its system calls, each time from a fresh start, and then what shall
+/// `clean` up.
+fn killed_everywhere(verb: &str, clean: fn(&str)) {
+    furnish();
     let pod = Namespace::create("pod");
     let conf = configuration();
     for count in 0.. {
@@ -130,4 +134,28 @@ fn whatever_a_killed_del_left_is_removed_by_del() {
 #[test]
 fn whatever_a_killed_del_left_is_removed_by_gc() {
     sandboxed(|| killed_everywhere("DEL", collect));
+}
+
+/// What the Go plugins need dozens of processes for.
+#[test]
+fn one_process_serves_a_pod_with_everything() {
+    sandboxed(|| {
+        furnish();
+        let pod = Namespace::create("pod");
+        let mut conf = configuration();
+        let count =
+            |verb: &str, conf: &Value| started_by(&mut plugin(verb, "one"), &conf.to_string());
+        assert_eq!(count("STATUS", &conf), 0);
+        assert_eq!(count("ADD", &conf), 0);
+        assert!(remains().contains("bwp"), "{}", remains());
+        assert_eq!(count("DEL", &conf), 0);
+        call("ADD", "one", &conf);
+        conf["cni.dev/valid-attachments"] = json!([]);
+        assert_eq!(count("GC", &conf), 0);
+        assert_eq!(remains(), "");
+        // The count is of something.
+        let mut shell = program::installed("sh");
+        assert_eq!(started_by(shell.args(["-c", "true; /bin/true; /bin/true; true"]), ""), 4);
+        drop(pod);
+    });
 }

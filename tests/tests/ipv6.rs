@@ -4,6 +4,8 @@
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests are tests")]
 
 use std::fs;
+use std::net::IpAddr;
+use std::time::Instant;
 
 use flannel_tests::cluster::{Cluster, Store, subnets};
 use flannel_tests::node::Node;
@@ -247,5 +249,204 @@ fn an_underlay_that_leaves_ipv6_no_room_is_refused_with_the_size_that_does() {
         assert!(log.contains("MTU 1280 leaves no room for IPv6 pods"), "{log}");
         assert!(log.contains("1350 are needed"), "{log}");
         cluster.node(1).assert_untouched();
+    });
+}
+
+#[test]
+fn nodes_that_start_at_the_same_time_share_out_the_last_ipv6_subnets() {
+    sandboxed(|| {
+        let network = r#"{"Network":"10.244.0.0/16","EnableIPv6":true,
+            "IPv6Network":"2001:db8:42::/62","Backend":{"Type":"vxlan"}}"#;
+        let cluster = Cluster::running_with(3, Store::Etcd, network);
+        let leases = cluster.store().leases();
+        let mut held: Vec<_> = leases.keys().map(|key| base6(key)).collect();
+        held.sort();
+        assert_eq!(held, ["2001:db8:42:1::", "2001:db8:42:2::", "2001:db8:42:3::"], "{leases:?}");
+    });
+}
+
+/// What happens behind flanneld's back, as arguments of `ip -6` or, with two words, of others.
+const FAULTS: [(&str, &str); 8] = [
+    ("device deleted", "ip link delete flannel-v6.1"),
+    ("device down", "ip link set flannel-v6.1 down"),
+    ("address lost", "ip -6 address flush dev flannel-v6.1 scope global"),
+    ("routes purged", "ip -6 route flush proto 199"),
+    ("neighbours purged", "ip -6 neighbour flush dev flannel-v6.1 nud permanent"),
+    ("rules flushed", "nft flush ruleset"),
+    ("MTU changed", "ip link set flannel-v6.1 mtu 1300"),
+    ("underlay down and up", "ip link set eth0 down"),
+];
+
+#[test]
+fn whatever_of_ipv6_is_lost_comes_back() {
+    sandboxed(|| {
+        let cluster = Cluster::running_with(2, Store::Directory, &network("both", "vxlan"));
+        let pods = pod::attach_to_each(cluster.nodes(), 1);
+        let to = pods[1].addresses().find(IpAddr::is_ipv6).unwrap();
+        let flow = Flow::start(pods[0].namespace(), pods[1].namespace(), to, 200).unwrap();
+        let node = cluster.node(1);
+        let state = || -> Result<Vec<String>, String> {
+            let namespace = node.namespace();
+            let nft = namespace.command("nft").args(["list", "tables"]).output();
+            Ok(vec![
+                namespace.try_ip("-6 -oneline address show dev flannel-v6.1 scope global")?,
+                namespace.try_ip("-6 route show proto 199")?,
+                namespace.try_ip("-6 neighbour show dev flannel-v6.1 nud permanent")?,
+                namespace.try_bridge("fdb show dev flannel-v6.1")?,
+                namespace.try_ip("-brief link show dev flannel-v6.1")?.contains(",UP").to_string(),
+                namespace.try_ip("link show dev flannel-v6.1")?.contains("mtu 1430").to_string(),
+                String::from_utf8(nft.unwrap().stdout).unwrap(),
+            ])
+            .map(|parts| parts.iter().map(|part| without_index(part)).collect())
+        };
+        let wanted = state().unwrap();
+        for (name, command) in FAULTS {
+            let (program, arguments) = command.split_once(' ').unwrap();
+            program::run(node.namespace().command(program).args(arguments.split(' ')));
+            if name == "underlay down and up" {
+                // With the interface, its IPv6 addresses and routes go.
+                node.ip("link set eth0 up");
+                node.ip(&format!("address replace {}/64 dev eth0 nodad", node.address6()));
+                node.ip("route replace default via 198.51.100.254");
+            }
+            let start = Instant::now();
+            wait::until(&format!("{name}: it is as it was"), || match state() {
+                Ok(state) if state == wanted => Ok(()),
+                other => Err(format!("{other:?}\nwanted {wanted:?}")),
+            });
+            let count = flow.received();
+            wait::until_true("the flow goes on", || flow.received() > count + 20);
+            println!("{name:<25} healed in {:.0?}", start.elapsed());
+        }
+        println!("{}", flow.finish().unwrap());
+    });
+}
+
+/// Without the number that a link made anew does not keep.
+fn without_index(text: &str) -> String {
+    match text.split_once(": ") {
+        Some((index, rest)) if index.parse::<u32>().is_ok() => rest.to_owned(),
+        _ => text.to_owned(),
+    }
+}
+
+#[test]
+fn what_flannel_made_for_ipv6_is_taken_over_without_losing_a_packet() {
+    sandboxed(|| {
+        let mut cluster = Cluster::unconfigured(2, Store::Directory);
+        cluster.store().configure(&network("both", "vxlan"));
+        let mac = |family: u8, n: u8| format!("c6:d2:32:6f:{family:02x}:{n:02x}");
+        for node in cluster.nodes() {
+            let (n, ip4, ip6) = (node.number(), node.address(), node.address6());
+            let data = |family| format!(r#"{{"VNI":1,"VtepMAC":"{}"}}"#, mac(family, n));
+            let value = format!(
+                r#"{{"PublicIP":"{ip4}","PublicIPv6":"{ip6}","BackendType":"vxlan","BackendData":{},"BackendV6Data":{}}}"#,
+                data(4),
+                data(6)
+            );
+            let key = format!("subnets/10.244.{n}.0-24&2001:db8:42:{n}::-64");
+            cluster.store().put(&key, &value);
+            let file = format!(
+                "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.{n}.1/24\n\
+                 FLANNEL_IPV6_NETWORK=2001:db8:42::/56\n\
+                 FLANNEL_IPV6_SUBNET=2001:db8:42:{n}::1/64\nFLANNEL_MTU=1450\n\
+                 FLANNEL_IPMASQ=true\n"
+            );
+            fs::write(node.directory("/run/flannel/subnet.env"), file).unwrap();
+            for (device, family, local) in
+                [("flannel.1", 4, ip4.to_string()), ("flannel-v6.1", 6, ip6.to_string())]
+            {
+                node.ip(&format!(
+                    "link add {device} address {} mtu 1450 txqueuelen 0 type vxlan id 1 dev eth0 \
+                     local {local} dstport 8472 nolearning ttl 0 tos 0",
+                    mac(family, n)
+                ));
+            }
+            node.ip(&format!("address add 10.244.{n}.0/32 dev flannel.1"));
+            node.ip(&format!("address add 2001:db8:42:{n}::/128 dev flannel-v6.1 nodad"));
+            node.ip("link set flannel.1 up");
+            node.ip("link set flannel-v6.1 up");
+        }
+        for (node, peer) in [(1, 2), (2, 1)].map(|(n, m)| (cluster.node(n), cluster.node(m))) {
+            let n = peer.number();
+            for (family, base, device, vtep) in [
+                (4, format!("10.244.{n}.0"), "flannel.1", peer.address().to_string()),
+                (6, format!("2001:db8:42:{n}::"), "flannel-v6.1", peer.address6().to_string()),
+            ] {
+                let (mac, length) = (mac(family, n), if family == 4 { 24 } else { 64 });
+                node.ip(&format!("neighbour add {base} lladdr {mac} dev {device} nud permanent"));
+                node.bridge(&format!("fdb add {mac} dev {device} dst {vtep} self permanent"));
+                node.ip(&format!("route add {base}/{length} via {base} dev {device} onlink"));
+            }
+        }
+        let pods = pod::attach_to_each(cluster.nodes(), 1);
+        let to = pods[1].addresses().find(IpAddr::is_ipv6).unwrap();
+        // Until the bridge is certain of its address, nobody answers.
+        wait::until_true("the pods reach each other", || ping(pods[0].namespace(), to).is_ok());
+        let flow = Flow::start(pods[0].namespace(), pods[1].namespace(), to, 1000).unwrap();
+        let tunnels = |cluster: &Cluster| {
+            let show = |node: &Node| node.ip("-oneline link show type vxlan");
+            let index = |line: &str| line.split(" mtu ").next().unwrap().to_owned();
+            let all: Vec<_> = cluster.nodes().iter().map(show).collect();
+            all.iter().flat_map(|text| text.lines().map(index)).collect::<Vec<_>>()
+        };
+        let entries = |cluster: &Cluster| {
+            let node = cluster.node(1);
+            let neighbours = node.ip("-6 neighbour show dev flannel-v6.1 nud permanent");
+            let routes = node.ip("-6 route show root 2001:db8:42::/56").replace(" proto 199", "");
+            neighbours + &node.bridge("fdb show dev flannel-v6.1") + &routes
+        };
+        let (devices, before) = (tunnels(&cluster), entries(&cluster));
+        cluster.start_all();
+        assert_eq!((tunnels(&cluster), entries(&cluster)), (devices, before));
+        let count = flow.received();
+        wait::until_true("the flow goes on", || flow.received() > count + 100);
+        assert_eq!(cluster.store().leases().len(), 2);
+        let report = flow.finish().unwrap();
+        println!("{report}");
+        assert_eq!(report.lost(), 0, "{report}");
+    });
+}
+
+#[test]
+fn a_new_ipv6_address_is_published_under_the_same_key() {
+    sandboxed(|| {
+        let cluster = Cluster::running_with(2, Store::Directory, &network("IPv6", "vxlan"));
+        let keys: Vec<_> = cluster.store().leases().into_keys().collect();
+        let pods = pod::attach_to_each(cluster.nodes(), 1);
+        let to = pods[1].addresses().next().unwrap();
+        let (node, peer) = (cluster.node(2), cluster.node(1));
+        node.ip("address add fd99::102/64 dev eth0 nodad");
+        node.ip(&format!("address delete {}/64 dev eth0", node.address6()));
+        wait::until("the peer sends to the new address", || {
+            let entries = peer.bridge("fdb show dev flannel-v6.1");
+            if entries.contains("dst fd99::102 ") { Ok(()) } else { Err(entries) }
+        });
+        ping(pods[0].namespace(), to).unwrap();
+        assert_eq!(cluster.store().leases().into_keys().collect::<Vec<_>>(), keys);
+    });
+}
+
+#[test]
+fn an_interface_is_found_by_an_ipv6_address_and_by_a_route_over_several() {
+    sandboxed(|| {
+        let mut cluster = Cluster::unconfigured(2, Store::Directory);
+        cluster.store().configure(&network("both", "vxlan"));
+        let node = cluster.node(2);
+        node.ip("link add eth1 type veth peer name eth1-peer");
+        node.ip("link set eth1 up");
+        node.ip("link set eth1-peer up");
+        node.ip("address add 203.0.113.2/24 dev eth1");
+        let hops = "nexthop via 203.0.113.254 dev eth1 nexthop via 198.51.100.254 dev eth0";
+        node.ip(&format!("route replace default {hops}"));
+        cluster.start_with(1, &["--iface=fd99::1"]);
+        cluster.start(2);
+        for number in [1, 2] {
+            cluster.wait_until_ready(number);
+            let (_, value) = lease(&cluster, number);
+            let wanted =
+                format!(r#""PublicIP":"198.51.100.{number}","PublicIPv6":"fd99::{number}""#);
+            assert!(value.contains(&wanted), "{value}");
+        }
     });
 }

@@ -421,7 +421,20 @@ fn one_file_is_installed_under_many_names() {
         let mut names: Vec<_> =
             fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         names.sort();
-        assert_eq!(names, ["bridge", "flannel", "host-local", "loopback", "portmap"]);
+        let all = [
+            "bandwidth",
+            "bridge",
+            "firewall",
+            "flannel",
+            "host-local",
+            "loopback",
+            "macvlan",
+            "portmap",
+            "ptp",
+            "static",
+            "tuning",
+        ];
+        assert_eq!(names, all);
         for name in names {
             let output = program::outcome(&mut std::process::Command::new(directory.join(&name)));
             let text = String::from_utf8(output.stderr).unwrap();

@@ -153,7 +153,7 @@ pub(super) struct Remains {
     pub(super) giver: Giver,
     /// The bridge that the host's end was a port of.
     pub(super) bridge: LinkName,
-    /// Whether there may be rules that hide the pod.
+    /// Whether there may be rules that hide the pod, or that check what it sends.
     pub(super) masquerade: bool,
     /// Whether there may be rules that lead ports to it.
     pub(super) ports: bool,
@@ -166,7 +166,7 @@ impl Remains {
         Self {
             giver: Giver::of(conf),
             bridge: bridge(conf),
-            masquerade: masquerades(conf).unwrap_or(false),
+            masquerade: masquerades(conf).unwrap_or(false) || checks_spoofing(conf),
             // What cannot be understood may be anything.
             ports: PortMap::new(conf).map_or(true, |ports| !ports.is_empty()),
             udp_ports: PortMap::new(conf).map_or(true, |ports| ports.udp_ports().count() > 0),
@@ -184,7 +184,8 @@ impl Remains {
                 Self {
                     giver: Giver::of(&ipam.into_iter().collect()),
                     bridge: bridge(&conf.delegate),
-                    masquerade: masquerades(&conf.delegate).unwrap_or_else(|| !by_agent()),
+                    masquerade: masquerades(&conf.delegate).unwrap_or_else(|| !by_agent())
+                        || checks_spoofing(&conf.delegate),
                     ports: true,
                     udp_ports: true,
                 }
@@ -201,6 +202,10 @@ impl Remains {
 fn bridge(delegate: &Map<String, Value>) -> LinkName {
     let configured = lookup(delegate, &["bridge"]).and_then(Value::as_str);
     configured.and_then(|name| name.parse().ok()).unwrap_or_else(default_name)
+}
+
+fn checks_spoofing(delegate: &Map<String, Value>) -> bool {
+    lookup(delegate, &["macspoofchk"]).and_then(Value::as_bool).unwrap_or(false)
 }
 
 fn masquerades(delegate: &Map<String, Value>) -> Option<bool> {

@@ -27,6 +27,7 @@ use crate::iptables;
 use crate::kernel::{self, KernelError, links};
 use crate::masquerade;
 use crate::plugin::Plugin;
+use crate::spoofing;
 use crate::state::Kept;
 
 /// Removes what belongs to no attachment that is valid. A runtime that does not say which ones are
@@ -127,6 +128,7 @@ pub(super) fn collect(
     };
     errors.extend(host_links(&mut host, valid, host_links_of).err());
     errors.extend(rules(valid).err());
+    errors.extend(spoof_checks(&mut host).err());
     for one in remains {
         let released = match &one.giver {
             Giver::HostLocal(data_dir) => addresses(valid, data_dir),
@@ -178,10 +180,27 @@ fn rules(valid: &Valid) -> Result<(), Error> {
     let is_stale = |comment: &str| {
         comment.starts_with(&network) && !marks.iter().any(|mark| comment.starts_with(mark))
     };
-    filter::remove_stale(is_stale)?;
+    filter::remove_stale(is_stale, |_| false)?;
     let is_valid =
         |container: &str| valid.attachments.iter().any(|a| a.container.as_str() == container);
     Ok(iptables::remove_stale(&valid.network, is_valid).map_err(FilterError::from)?)
+}
+
+/// Rules that check what a link sends do not say of which network it is, and are of no use without
+/// the link.
+fn spoof_checks(host: &mut Socket) -> Result<(), Error> {
+    let checks = filter::spoof_checks()?;
+    if checks.is_empty() {
+        return Ok(());
+    }
+    let present = observe(host, &links(checks.iter().map(|(link, _)| *link)))?;
+    let orphans: BTreeSet<_> =
+        checks.iter().filter(|(link, _)| !present.links.contains_key(link)).collect();
+    let is_stale = |text: &str| orphans.iter().any(|(_, comment)| comment == text);
+    let is_stale_chain =
+        |name: &str| orphans.iter().any(|(_, comment)| spoofing::is_chain_of(name, comment));
+    filter::remove_stale(is_stale, is_stale_chain)?;
+    Ok(())
 }
 
 fn by_others(name: &str, call: &NetworkCall) -> Result<(), Error> {

@@ -62,6 +62,13 @@ pub enum Operation {
         /// Its handle.
         handle: u64,
     },
+    /// Removes a chain that nothing leads to.
+    DeleteChain {
+        /// The table that has it.
+        table: TableId,
+        /// Its name.
+        chain: String,
+    },
     /// Removes a table with all that it holds.
     DeleteTable {
         /// The table.
@@ -88,6 +95,16 @@ pub fn diff(desired: &Ruleset, observed: &Observed) -> Change {
 
 /// Returns what removes every rule that has a comment which `is_stale`.
 pub fn removal(observed: &Observed, is_stale: impl Fn(&str) -> bool) -> Change {
+    removal_with_chains(observed, is_stale, |_| false)
+}
+
+/// Returns what removes every rule that has a comment which `is_stale`, and then every chain with such
+/// a name.
+pub fn removal_with_chains(
+    observed: &Observed,
+    is_stale: impl Fn(&str) -> bool,
+    is_stale_chain: impl Fn(&str) -> bool,
+) -> Change {
     let mut operations = Vec::new();
     for (id, table) in &observed.tables {
         for (name, chain) in &table.chains {
@@ -97,6 +114,10 @@ pub fn removal(observed: &Observed, is_stale: impl Fn(&str) -> bool) -> Change {
                 Operation::DeleteRule { table, chain, handle: rule.handle }
             }));
         }
+        let chains = table.chains.keys().filter(|name| is_stale_chain(name));
+        let delete =
+            |name: &String| Operation::DeleteChain { table: id.clone(), chain: name.clone() };
+        operations.extend(chains.map(delete));
     }
     Change { generation: observed.generation, operations }
 }
@@ -130,7 +151,10 @@ fn holds_exactly(observed: &ObservedTable, table: &Table) -> bool {
 }
 
 fn complete(table: &Table, mark: &str, observed: Option<&ObservedTable>) -> Vec<Operation> {
-    let is_marked = |comment: Option<&str>| comment.is_some_and(|text| text.starts_with(mark));
+    let is_marked = |comment: Option<&str>| {
+        let rest = comment.and_then(|text| text.strip_prefix(mark));
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(','))
+    };
     let mut desired_rules = table.chains.iter().flat_map(|chain| &chain.rules);
     let wanted = desired_rules.any(|rule| is_marked(rule.comment.as_deref()));
     let mut operations = if wanted { additions(table, observed) } else { Vec::new() };
@@ -467,6 +491,9 @@ delete rule inet cni_plugins_masquerade masq_checks handle 2
             Operation::DeleteRule { table, chain, handle } => {
                 let rules = &mut tables.get_mut(table)?.chains.get_mut(chain)?.rules;
                 rules.remove(rules.iter().position(|rule| rule.handle == *handle)?);
+            }
+            Operation::DeleteChain { table, chain } => {
+                drop(tables.get_mut(table)?.chains.remove(chain)?);
             }
             Operation::DeleteTable { table } => drop(tables.remove(table)?),
         }

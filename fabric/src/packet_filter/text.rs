@@ -33,6 +33,7 @@ impl Display for Operation {
             Self::DeleteRule { table, chain, handle } => {
                 write!(f, "delete rule {table} {chain} handle {handle}")
             }
+            Self::DeleteChain { table, chain } => write!(f, "delete chain {table} {chain}"),
             Self::DeleteTable { table } => write!(f, "delete table {table}"),
         }
     }
@@ -50,6 +51,7 @@ impl Display for Family {
             Self::Ip => "ip",
             Self::Ip6 => "ip6",
             Self::Inet => "inet",
+            Self::Bridge => "bridge",
         })
     }
 }
@@ -86,6 +88,7 @@ impl Display for Match {
             Self::DestinationPort(transport, port) => {
                 write!(f, "{} dport {port}", transport.as_str())
             }
+            Self::EtherSource(mac) => write!(f, "ether saddr {mac}"),
             Self::InputInterface(link) => write!(f, "iifname \"{link}\""),
             Self::Mark(bits) => write!(f, "meta mark & {bits:#010x} == {bits:#010x}"),
         }

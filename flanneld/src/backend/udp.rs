@@ -1,8 +1,11 @@
-//! Packets between nodes as plain UDP: every datagram is one bare IPv4 packet.
+//! Packets between nodes as plain UDP: every datagram is one bare packet.
 //!
 //! The kernel routes the whole network to a TUN device. What comes out of it is sent to the node
 //! that leases the destination, by the threads of the [`datapath`]; nothing is asked of the
 //! underlay and of the kernel but UDP and TUN. Here is what is decided; the modules below carry.
+//!
+//! IPv4 is as flannel has it. IPv6, which flannel's udp does not know, is carried over IPv6 by
+//! another device and other sockets, and only between nodes that say in their lease that they do.
 
 pub(crate) mod datapath;
 
@@ -12,6 +15,7 @@ mod peers;
 mod routing;
 
 mod inbound;
+mod lane;
 mod outbound;
 
 mod batch;
@@ -20,11 +24,12 @@ mod merge;
 mod offload;
 mod packet;
 
+mod descriptor;
 mod socket;
 mod tun;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 
 use fabric::link_name::LinkName;
 use fabric::mtu::Mtu;
@@ -33,17 +38,32 @@ use fabric::netstate::{Address, Link, LinkKind, ROUTE_PROTOCOL, Route, RouteKey,
 use fabric::sysctl;
 use ipnetwork::IpNetwork;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use self::datapath::Forwarding;
-use super::peers::{Admitted, This, admit};
-use super::{Backend, BackendError, Desired, Peer};
+use super::peers::{This, admit};
+use super::{Backend, BackendError, Desired, Peer, Reason};
 use crate::external_interface::Underlay;
+use crate::family::Family;
 
-/// Outer IPv4 and UDP headers: 20 + 8 bytes.
-const OVERHEAD: u32 = 28;
+/// Outer IP and UDP headers: 20 + 8 bytes, with IPv6 20 more.
+const fn overhead(underlay: Family) -> u16 {
+    match underlay {
+        Family::V4 => 28,
+        Family::V6 => 48,
+    }
+}
+
+/// Returns the TUN device: flannel's own name, and one that is ours.
+pub(super) fn device(family: Family) -> LinkName {
+    let name = match family {
+        Family::V4 => "flannel0",
+        Family::V6 => "flannel0-v6",
+    };
+    name.parse().expect("it is the name of a link")
+}
+
 const DEFAULT_PORT: u16 = 8285;
-const DEVICE: &str = "flannel0";
 
 /// The backend, configured for this node.
 #[derive(Clone, Debug, PartialEq)]
@@ -52,7 +72,7 @@ pub(crate) struct Udp {
     device: LinkName,
     mtu: Mtu,
     public_ip: IpAddr,
-    listen: SocketAddrV4,
+    listen: SocketAddr,
     /// Kernels without IPv6 do not have the parameter.
     has_ipv6: bool,
 }
@@ -64,14 +84,19 @@ struct Options {
     port: Option<i64>,
 }
 
+/// What a node that carries IPv6 publishes: the port where it listens over IPv6.
+#[derive(Deserialize)]
+struct PeerData {
+    #[serde(rename = "Port")]
+    port: u16,
+}
+
 impl Udp {
-    /// Returns `None` for IPv6, which this backend does not carry.
     pub(super) fn configure(
         options: &Value,
         network: IpNetwork,
         underlay: Underlay,
-    ) -> Result<Option<Self>, BackendError> {
-        let IpAddr::V4(ip) = underlay.ip else { return Ok(None) };
+    ) -> Result<Self, BackendError> {
         let options: Options = match options {
             // A configuration without a backend means this one.
             Value::Null => Options::default(),
@@ -85,16 +110,39 @@ impl Udp {
                 expected: "0 to 65535",
             })?,
         };
-        let room = BackendError::Mtu { mtu: underlay.mtu.get(), overhead: OVERHEAD };
-        Ok(Some(Self {
+        let family = Family::of_network(network);
+        let (mtu, overhead) = (underlay.mtu.get(), overhead(family).into());
+        let inner = underlay.mtu.inside(overhead).ok_or(BackendError::Mtu { mtu, overhead })?;
+        if family == Family::V6 && inner.get() < Mtu::MIN_IPV6 {
+            return Err(BackendError::Ipv6Mtu { mtu, overhead });
+        }
+        Ok(Self {
             network,
-            device: DEVICE.parse().expect("it is the name of a link"),
-            mtu: underlay.mtu.inside(OVERHEAD).ok_or(room)?,
+            device: device(family),
+            mtu: inner,
             public_ip: underlay.public_ip,
             // The address of the interface: behind a NAT the host does not own the public one.
-            listen: SocketAddrV4::new(ip, port),
+            listen: SocketAddr::new(underlay.ip, port),
             has_ipv6: sysctl::has_ipv6(),
-        }))
+        })
+    }
+
+    fn family(&self) -> Family {
+        Family::of_network(self.network)
+    }
+
+    /// Returns the port where a peer listens.
+    fn port_of(&self, peer: &Peer<'_>) -> Result<u16, Reason> {
+        match (self.family(), peer.data) {
+            // The same for all nodes, and in no lease.
+            (Family::V4, _) => Ok(self.listen.port()),
+            (Family::V6, None) => Err(Reason::NoIpv6OverUdp),
+            (Family::V6, Some(data)) => {
+                let data: PeerData = fabric::json::from_value(data.clone())
+                    .map_err(|error| Reason::BackendData(error.to_string()))?;
+                Ok(data.port)
+            }
+        }
     }
 
     fn sysctls(&self) -> BTreeMap<Sysctl, String> {
@@ -110,7 +158,11 @@ impl Udp {
 
 impl Backend for Udp {
     fn published(&self) -> (&'static str, Option<Value>) {
-        ("", None)
+        let data = match self.family() {
+            Family::V4 => None,
+            Family::V6 => Some(json!({ "Port": self.listen.port() })),
+        };
+        ("", data)
     }
 
     fn pod_mtu(&self) -> Mtu {
@@ -136,17 +188,10 @@ impl Backend for Udp {
         let Self { network, device: link, public_ip, listen, .. } = *self;
         // The lease of this backend names no type.
         let this = This { network, own, public_ip, backend_types: &[""] };
-        let (admitted, left_out) = admit(this, peers, |_, _| Ok(()));
-        let mut desired = Desired { left_out, ..Desired::default() };
-        let peers = admitted.into_iter().filter_map(|peer| match peer {
-            Admitted { subnet: IpNetwork::V4(subnet), public_ip: IpAddr::V4(ip), .. } => {
-                Some((subnet, ip))
-            }
-            _ => None,
-        });
-        let own4 = if let IpNetwork::V4(own) = own { Some(own) } else { None };
-        let peers = peers.collect();
-        desired.forwarding = own4.map(|own| Forwarding { device: link, listen, own, peers });
+        let (admitted, left_out) = admit(this, peers, |peer, _| self.port_of(peer));
+        let peers = admitted.iter().map(|peer| (peer.subnet, (peer.public_ip, peer.found).into()));
+        let forwarding = Forwarding { device: link, listen, own, peers: peers.collect() };
+        let mut desired = Desired { left_out, forwarding: vec![forwarding], ..Desired::default() };
         let device = Link { mtu: Some(self.mtu), ..Link::up(LinkKind::Tun) };
         desired.state.links.insert(link, device);
         let ip = IpNetwork::from(own.network());

@@ -28,12 +28,23 @@ fn subnets_are_derived_from_the_network() {
         let pool = ipv4(json);
         assert_eq!((pool.subnet_len, pool.min, pool.max), (len, ip(min), ip(max)), "{json}");
     }
-    let json = r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fc00::/48"}"#;
-    let pool = parse(json).unwrap().pools.ipv6.unwrap();
-    assert_eq!(
-        (pool.subnet_len, pool.min, pool.max),
-        (64, ip("fc00:0:0:1::"), ip("fc00:0:0:ffff::"))
-    );
+}
+
+#[test]
+fn ipv6_subnets_are_derived_in_the_same_way() {
+    for (network, options, len, min, max) in [
+        ("fc00::/48", "", 64, "fc00:0:0:1::", "fc00:0:0:ffff::"),
+        ("2001:db8:42::7/56", "", 64, "2001:db8:42:1::", "2001:db8:42:ff::"),
+        ("fd00::/62", "", 64, "fd00:0:0:1::", "fd00:0:0:3::"),
+        ("fd00::/63", "", 65, "fd00:0:0:0:8000::", "fd00:0:0:1:8000::"),
+        ("8000::/1", r#","IPv6SubnetLen":16"#, 16, "8001::", "ffff::"),
+    ] {
+        let json = format!(
+            r#"{{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"{network}"{options}}}"#
+        );
+        let pool = parse(&json).unwrap().pools.ipv6.unwrap();
+        assert_eq!((pool.subnet_len, pool.min, pool.max), (len, ip(min), ip(max)), "{json}");
+    }
 }
 
 fn ip(text: &str) -> IpAddr {
@@ -70,6 +81,11 @@ fn no_backend_means_udp_and_an_empty_one_is_an_error() {
 fn errors_name_the_key_the_value_and_what_is_allowed() {
     for (json, text) in [
         (r#"{}"#, "Network is missing: want the network of all pods, such as 10.244.0.0/16"),
+        (
+            r#"{"Network":"10.0.0.0/16","EnableIPv6":true,"IPv6Network":"::/64"}"#,
+            "IPv6Network ::/64 has IPv4 addresses in the form of IPv6 in it, which no pod can have: \
+             want another network, such as fc00::/48",
+        ),
         (r#"{"EnableIPv4":false}"#, "neither EnableIPv4 nor EnableIPv6 is true"),
         (
             r#"{"Network":"10.0.0.0/29"}"#,
@@ -92,6 +108,32 @@ fn errors_name_the_key_the_value_and_what_is_allowed() {
             r#"{"Network":"10.0.0.0/16","SubnetMax":"10.0.9.1"}"#,
             "SubnetMax 10.0.9.1 is not the first address of a /24",
         ),
+        (
+            r#"{"Network":"10.0.0.0/16","EnableIPv6":true}"#,
+            "IPv6Network is missing: want the network of all pods, such as fd00:10:244::/48",
+        ),
+        (
+            r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fc00::/125"}"#,
+            "IPv6Network fc00::/125 is too small: at least four subnets must fit; want a prefix of \
+             at most /124",
+        ),
+        (
+            r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fc00::/127","IPv6SubnetLen":126}"#,
+            "IPv6Network fc00::/127 is too small: at least four subnets must fit; want a prefix of \
+             at most /124",
+        ),
+        (
+            r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fc00::/64","IPv6SubnetLen":127}"#,
+            "IPv6SubnetLen 127 is out of range: want 66 to 126 with fc00::/64",
+        ),
+        (
+            r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fc00::/48","IPv6SubnetMin":"fd00::"}"#,
+            "IPv6SubnetMin fd00:: is not in fc00::/48",
+        ),
+        (
+            r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fc00::/48","IPv6SubnetMax":"fc00::1"}"#,
+            "IPv6SubnetMax fc00::1 is not the first address of a /64",
+        ),
     ] {
         assert_eq!(parse(json).unwrap_err().to_string(), text, "{json}");
     }
@@ -108,6 +150,8 @@ fn what_does_not_decode_is_refused() {
         r#"{"Network":"10.0.0/16"}"#,
         r#"{"Network":"10.0.0.0/16"} trailing"#,
         r#"{"Network":"fc00::/48"}"#,
+        r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"10.0.0.0/16"}"#,
+        r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fc00::"}"#,
         r#"{"Network":"10.0.0.0/16","SubnetLen":"24"}"#,
         r#"{"Network":"10.0.0.0/16","SubnetLen":24.5}"#,
         r#"{"Network":"10.0.0.0/16","SubnetLen":-1}"#,

@@ -74,12 +74,41 @@ fn a_subnet_is_reserved_if_it_is_free_or_the_nodes_own() {
 }
 
 #[test]
+fn both_families_are_shown_and_reserved() {
+    let lab = Lab::new();
+    let network = br#"{"Network":"10.3.0.0/16","EnableIPv6":true,"IPv6Network":"fd03::/56",
+                       "Backend":{"Type":"vxlan"}}"#;
+    std::fs::write(lab.0.path().join("config"), network).unwrap();
+    lab.lease("0.0.0.0-0&fd03:0:0:4::-64", "0.0.0.0");
+    let value = r#"{"PublicIP":"198.51.100.1","PublicIPv6":"fd99::1","BackendType":"vxlan"}"#;
+    let key = "10.3.5.0-24&fd03:0:0:5::-64";
+    std::fs::write(lab.0.path().join("subnets").join(key), value).unwrap();
+    lab.flanneld("reserve 10.3.6.0/24 --public-ip 198.51.100.6").unwrap();
+    lab.flanneld("reserve fd03:0:0:7::/64 --public-ipv6 fd99::7").unwrap();
+    assert_eq!(
+        lab.flanneld("list").unwrap(),
+        "SUBNET                      PUBLIC IP            BACKEND    RENEWED\n\
+         fd03:0:0:4::/64                                  vxlan      0 s ago, ends in 23 h\n\
+         fd03:0:0:7::/64             fd99::7                         reserved\n\
+         10.3.5.0/24&fd03:0:0:5::/64 198.51.100.1&fd99::1 vxlan      0 s ago, ends in 23 h\n\
+         10.3.6.0/24                 198.51.100.6                    reserved\n"
+    );
+    lab.flanneld("reserve 10.3.5.0/24&fd03:0:0:5::/64 --public-ip 198.51.100.1").unwrap();
+    assert_eq!(
+        lab.flanneld("reserve fd03:0:0:5::/64 --public-ipv6 fd99::9").unwrap_err(),
+        "0.0.0.0-0&fd03:0:0:5::-64 cannot be reserved: 10.3.5.0-24&fd03:0:0:5::-64 is held by \
+         198.51.100.1; release that first"
+    );
+    lab.flanneld("release fd03:0:0:4::/64").unwrap();
+}
+
+#[test]
 fn what_is_missing_is_said_together_with_the_usage() {
     let lab = Lab::new();
     for (command, says) in [
         ("show", "show needs a subnet"),
         ("release 10.3.5.0", "10.3.5.0 is no subnet: want 10.5.52.0/24"),
-        ("reserve 10.3.5.0/24", "reserve needs --public-ip"),
+        ("reserve 10.3.5.0/24", "reserve needs --public-ip, or --public-ipv6"),
         ("burn 10.3.5.0/24", "burn is not known"),
     ] {
         let error = lab.flanneld(command).unwrap_err();

@@ -1,9 +1,11 @@
-//! How long ADD and DEL take, against the Go plugins `bridge` and `host-local` of Debian with the
-//! configuration that the stock list makes for them, and with one host port against these and
-//! `portmap`. The time of a chain is that of its processes.
+//! How long ADD and DEL take, against the chain of Go plugins of a stock node: flannel's own plugin,
+//! which runs `bridge`, which runs `host-local`; and with one host port against these and `portmap`.
+//! The time of a chain is that of the processes that a runtime starts.
 //!
 //! Both are run in turns, in one sandbox, each for its own bridge, on namespaces made beforehand.
 //! The deletion of a veth pair by `ip` is measured with them: no DEL can be faster than the kernel.
+//!
+//! Then 250 pods are attached 16 at a time by either, and 1,000 to one bridge one after the other.
 //!
 //! `bench_cni [N]`, by default 200 attachments of each kind.
 
@@ -12,6 +14,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Output};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use flannel_tests::namespace::Namespace;
@@ -21,10 +25,19 @@ use flannel_tests::{pod, program, sandbox};
 use serde_json::{Value, json};
 
 const GO_PLUGINS: &str = "/usr/lib/cni";
-const VERSION: &str = "1.0.0";
+/// The newest that flannel's own plugin in Debian knows.
+const VERSION: &str = "0.4.0";
+/// Flannel's own plugin, which Debian had until bullseye.
+const GO_FLANNEL: &str = "bullseye/usr/lib/cni/flannel";
 
 /// Attachments that exist at the same time, of each kind.
 const BATCH: usize = 20;
+
+/// Attachments of a burst, and how many are made at the same time.
+const BURST: usize = 250;
+const WIDTH: usize = 16;
+/// Attachments on one bridge.
+const CROWD: usize = 1000;
 
 fn main() -> ExitCode {
     let wanted = std::env::args().nth(1).map(|n| n.parse::<usize>());
@@ -54,15 +67,111 @@ fn measure(count: usize) {
     furnish();
     let (flannel, native) = (program::flannel(), runtime::stock_configuration(VERSION));
     let ours = Contestant::new("flannel", vec![(flannel.clone(), native.clone())]);
-    let bridge = (go.join("bridge"), go_configuration());
-    let theirs = Contestant::new("bridge + host-local (Go)", vec![bridge.clone()]);
+    let go_flannel = program::find(GO_FLANNEL);
+    let go_flannel = go_flannel.unwrap_or_else(|| panic!("{}", program::missing(GO_FLANNEL)));
+    let chain = (go_flannel, go_configuration());
+    let theirs = Contestant::new("flannel > bridge > host-local (Go)", vec![chain.clone()]);
     compare("an attachment", [ours, theirs], count);
 
-    let ours = Contestant::new("flannel", vec![(flannel, with_port(native))]);
+    let with_ports = (flannel.clone(), with_port(native.clone()));
+    let ours = Contestant::new("flannel", vec![with_ports]);
     let portmap = json!({ "cniVersion": VERSION, "name": "go", "type": "portmap" });
-    let chain = vec![bridge, (go.join("portmap"), with_port(portmap))];
+    let chain = vec![chain.clone(), (go.join("portmap"), with_port(portmap))];
     let theirs = Contestant::new("the same + portmap (Go)", chain);
     compare("an attachment with one host port", [ours, theirs], count);
+
+    let chain = (program::find(GO_FLANNEL).expect("it was there"), go_configuration());
+    bursts(&(flannel.clone(), native.clone()), &chain);
+    crowd(&(flannel, native));
+}
+
+type Plugin = (PathBuf, Value);
+
+/// Attaches many at the same time with either plugin.
+fn bursts(ours: &Plugin, go: &Plugin) {
+    println!("{BURST} attachments, {WIDTH} at a time; {}", machine());
+    let mut rates = Vec::new();
+    for (label, plugin) in [("flannel", ours), ("flannel > bridge > host-local (Go)", go)] {
+        let pods: Vec<_> =
+            (0..BURST).map(|number| Namespace::create(&format!("burst-{number}"))).collect();
+        let next = AtomicUsize::new(0);
+        let start = Instant::now();
+        let worker = || {
+            let mut times = Vec::new();
+            while let Some(pod) = pods.get(next.fetch_add(1, Ordering::Relaxed)) {
+                times.push(run(Verb::Add, pod, plugin).1);
+            }
+            times
+        };
+        let times: Vec<Duration> = thread::scope(|scope| {
+            let workers: Vec<_> = (0..WIDTH).map(|_| scope.spawn(worker)).collect();
+            workers.into_iter().flat_map(|one| one.join().expect("it does not panic")).collect()
+        });
+        let rate = BURST as f64 / start.elapsed().as_secs_f64();
+        let mut samples = Samples::default();
+        times.into_iter().for_each(|time| samples.push(time));
+        let late = samples.percentile(100).saturating_sub(samples.median());
+        println!("  {label:<36}{samples}");
+        println!("  {:<36}{rate:.0} per second, the last {late:.1?} after the median", "");
+        rates.push(rate);
+        detach_all(&pods, plugin);
+    }
+    println!("  {:<36}{:.1}\n", "ratio of the rates", rates[0] / rates[1]);
+}
+
+/// Attaches ever more to one bridge.
+fn crowd(plugin: &Plugin) {
+    const ENDS: usize = 20;
+    println!("{CROWD} attachments to one bridge; {}", machine());
+    let (mut first, mut last) = (Samples::default(), Samples::default());
+    let mut pods = Vec::new();
+    for number in 0..CROWD {
+        let pod = Namespace::create(&format!("crowd-{number}"));
+        let time = run(Verb::Add, &pod, plugin).1;
+        // The first of all makes the bridge.
+        match number {
+            1..=ENDS => first.push(time),
+            _ if number >= CROWD - ENDS => last.push(time),
+            _ => {}
+        }
+        pods.push(pod);
+    }
+    println!("  {:<36}{first}\n  {:<36}{last}", "the first", "the last");
+    println!("  {:<36}{:.2}\n", "ratio of the medians", first.ratio_to(&last));
+    detach_all(&pods, plugin);
+}
+
+fn detach_all(pods: &[Namespace], plugin: &Plugin) {
+    let next = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for _ in 0..WIDTH {
+            scope.spawn(|| {
+                while let Some(pod) = pods.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    run(Verb::Del, pod, plugin);
+                    pod.delete();
+                }
+            });
+        }
+    });
+}
+
+fn run(verb: Verb, pod: &Namespace, (program, configuration): &Plugin) -> (Output, Duration) {
+    let attachment = pod::attachment(pod.name(), pod.path());
+    let mut command = Command::new(program);
+    command
+        .env_clear()
+        .env("CNI_COMMAND", verb.name())
+        .env("CNI_CONTAINERID", &attachment.container_id)
+        .env("CNI_NETNS", &attachment.netns)
+        .env("CNI_IFNAME", &attachment.ifname)
+        .env("CNI_PATH", GO_PLUGINS)
+        .env("PATH", program::search_path());
+    let stdin = configuration.to_string();
+    let start = Instant::now();
+    let output = runtime::feed(&mut command, &stdin);
+    let time = start.elapsed();
+    assert!(output.status.success(), "{}", program::describe(&command, &output));
+    (output, time)
 }
 
 fn compare(what: &str, mut contestants: [Contestant; 2], count: usize) {
@@ -85,11 +194,11 @@ fn compare(what: &str, mut contestants: [Contestant; 2], count: usize) {
     {
         println!("\n{verb}");
         for (contestant, samples) in [ours, go] {
-            println!("  {:<28}{samples}", contestant.label);
+            println!("  {:<36}{samples}", contestant.label);
         }
-        println!("  {:<28}1/{:.1}", "ratio of the medians", go.1.ratio_to(ours.1));
+        println!("  {:<36}1/{:.1}", "ratio of the medians", go.1.ratio_to(ours.1));
     }
-    println!("  {:<28}{kernel_delete}", "ip link delete, to compare");
+    println!("  {:<36}{kernel_delete}", "ip link delete, to compare");
     println!("\n{}\n", machine());
     let all = contestants.iter().flat_map(|one| &one.pods).chain(&kernel_pods);
     all.for_each(Namespace::delete);
@@ -137,17 +246,6 @@ impl Contestant {
         configuration: &Value,
         previous: &Value,
     ) -> (Output, Duration) {
-        let pod = &self.pods[number];
-        let attachment = pod::attachment(pod.name(), pod.path());
-        let mut command = Command::new(program);
-        command
-            .env_clear()
-            .env("CNI_COMMAND", verb.name())
-            .env("CNI_CONTAINERID", &attachment.container_id)
-            .env("CNI_NETNS", &attachment.netns)
-            .env("CNI_IFNAME", &attachment.ifname)
-            .env("CNI_PATH", GO_PLUGINS)
-            .env("PATH", program::search_path());
         let mut configuration = configuration.clone();
         if let Some(port) = configuration.pointer_mut("/runtimeConfig/portMappings/0/hostPort") {
             *port = json!(20_000 + number);
@@ -155,12 +253,7 @@ impl Contestant {
         if !previous.is_null() {
             configuration["prevResult"] = previous.clone();
         }
-        let stdin = configuration.to_string();
-        let start = Instant::now();
-        let output = runtime::feed(&mut command, &stdin);
-        let time = start.elapsed();
-        assert!(output.status.success(), "{}", program::describe(&command, &output));
-        (output, time)
+        run(verb, &self.pods[number], &(program.to_owned(), configuration))
     }
 }
 
@@ -176,29 +269,25 @@ fn furnish() {
     for directory in ["/run/flannel", "/var/lib/cni"] {
         fs::create_dir_all(directory).expect("the sandbox is writable");
     }
-    let lease = "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.1.1/24\n\
-                 FLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";
-    fs::write("/run/flannel/subnet.env", lease).expect("the sandbox is writable");
+    // A subnet with room for a thousand, for either.
+    for (file, subnet) in [("subnet.env", "10.244.16.1/20"), ("go.env", "10.244.32.1/20")] {
+        let lease = format!(
+            "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET={subnet}\nFLANNEL_MTU=1450\n\
+             FLANNEL_IPMASQ=true\n"
+        );
+        let file = Path::new("/run/flannel").join(file);
+        fs::write(file, lease).expect("the sandbox is writable");
+    }
 }
 
-/// What the stock list makes of a lease, with another subnet and bridge.
+/// The stock list with another lease, bridge and directory.
 fn go_configuration() -> Value {
-    json!({
-        "cniVersion": VERSION,
-        "name": "go",
-        "type": "bridge",
-        "bridge": "cni1",
-        "hairpinMode": true,
-        "isGateway": true,
-        "isDefaultGateway": true,
-        "ipMasq": false,
-        "mtu": 1450,
-        "ipam": {
-            "type": "host-local",
-            "ranges": [[{ "subnet": "10.244.2.0/24" }]],
-            "routes": [{ "dst": "10.244.0.0/16" }],
-        },
-    })
+    let mut configuration = runtime::stock_configuration(VERSION);
+    configuration["name"] = json!("go");
+    configuration["subnetFile"] = json!("/run/flannel/go.env");
+    configuration["dataDir"] = json!("/run/flannel/go");
+    configuration["delegate"]["bridge"] = json!("cni1");
+    configuration
 }
 
 fn pods(owner: &str) -> Vec<Namespace> {

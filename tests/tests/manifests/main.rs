@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use flannel_tests::cluster::{Cluster, Store};
 use flannel_tests::daemon::Daemon;
@@ -13,8 +14,9 @@ use flannel_tests::pod::{self, Pod};
 use flannel_tests::sandbox::sandboxed;
 use flannel_tests::traffic::{http_get, ping};
 use flannel_tests::{program, wait};
-use serde_json::Value;
+use serde_json::{Value, json};
 
+mod chart;
 mod yaml;
 
 fn config(name: &str) -> String {
@@ -45,6 +47,100 @@ fn the_manifest_runs_as_it_stands() {
     sandboxed(|| every_node_runs(&yaml::parse(&config("kube-flannel.yml"))));
 }
 
+#[test]
+fn the_chart_runs_with_its_own_values() {
+    sandboxed(|| every_node_runs(&chart::render(|_| {})));
+}
+
+#[test]
+fn the_chart_says_what_its_values_say() {
+    let network = |change: fn(&mut Value)| {
+        let manifest = chart::render(change);
+        let text = object(&manifest, "ConfigMap")["data"]["net-conf.json"].as_str().unwrap();
+        serde_json::from_str::<Value>(text).unwrap_or_else(|e| panic!("{e} in {text}"))
+    };
+    let stock = json!({
+        "Network": "10.244.0.0/16", "EnableNFTables": false, "Backend": { "Type": "vxlan" },
+    });
+    assert_eq!(network(|_| {}), stock);
+    let options = network(|values| {
+        values["podCidr"] = json!("");
+        values["podCidrv6"] = json!("fd00:10:244::/48");
+        let flannel = &mut values["flannel"];
+        flannel["mtu"] = json!(1400);
+        flannel["vni"] = json!(7);
+        flannel["backendPort"] = json!(4789);
+        flannel["directRouting"] = json!(true);
+    });
+    let expected = json!({
+        "EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00:10:244::/48",
+        "EnableNFTables": false,
+        "Backend": {
+            "Type": "vxlan", "MTU": 1400, "VNI": 7, "Port": 4789, "DirectRouting": true,
+        },
+    });
+    assert_eq!(options, expected);
+    // A text stays a text: without quotes the configuration would be no JSON.
+    let wireguard = network(|values| {
+        let flannel = &mut values["flannel"];
+        flannel["backend"] = json!("wireguard");
+        flannel["tunnelMode"] = json!("separate");
+        flannel["backendPort"] = json!(51820);
+    });
+    let backend = json!({ "Type": "wireguard", "Mode": "separate", "ListenPort": 51820 });
+    assert_eq!(wireguard["Backend"], backend);
+}
+
+#[test]
+fn the_chart_leaves_out_what_is_not_wanted() {
+    let manifest = chart::render(|values| {
+        values["flannel"]["skipCNIConfigInstallation"] = json!(true);
+        values["flannel"]["healthz"]["port"] = json!(0);
+        values["flannel"]["cniPlugins"] = json!(["flannel", "loopback"]);
+        values["flannel"]["updateStrategy"] = json!({ "type": "OnDelete" });
+    });
+    let spec = &object(&manifest, "DaemonSet")["spec"];
+    assert_eq!(spec["updateStrategy"], json!({ "type": "OnDelete" }));
+    let pod = &spec["template"]["spec"];
+    let container = &pod["containers"][0];
+    assert_eq!(texts(&container["args"]), ["--ip-masq", "--kube-subnet-mgr"]);
+    assert!(container["readinessProbe"].is_null() && container["ports"].is_null());
+    assert_eq!(texts(&pod["initContainers"][0]["command"])[4], "flannel,loopback");
+    let volumes = pod["volumes"].as_array().unwrap();
+    assert!(volumes.iter().all(|volume| volume["name"] != "cni"), "{volumes:?}");
+}
+
+#[test]
+fn the_chart_and_the_manifest_ask_for_the_same() {
+    let (chart, manifest) = (chart::render(|_| {}), yaml::parse(&config("kube-flannel.yml")));
+    assert_eq!(rules(&chart), rules(&manifest));
+    let container = |objects: &[Value]| {
+        object(objects, "DaemonSet")["spec"]["template"]["spec"]["containers"][0].clone()
+    };
+    assert_eq!(container(&chart)["securityContext"], container(&manifest)["securityContext"]);
+    assert_eq!(texts(&container(&chart)["args"]), texts(&container(&manifest)["args"]));
+}
+
+#[test]
+fn the_base_for_overlays_names_what_is_there() {
+    let base = &yaml::parse(&config("kustomization.yaml"))[0];
+    assert_eq!(texts(&base["resources"]), ["kube-flannel.yml"]);
+    let image = base["images"][0]["name"].as_str().unwrap();
+    assert!(config("kube-flannel.yml").contains(&format!("image: {image}:")));
+}
+
+#[test]
+fn the_unit_starts_flanneld_with_flags_that_it_has() {
+    let unit = config("flanneld.service");
+    let command = unit.lines().find_map(|line| line.strip_prefix("ExecStart=")).unwrap();
+    let flags = command.strip_prefix("/usr/local/bin/flanneld ").unwrap().split(' ');
+    // The version is only told when everything before it was understood.
+    program::run(Command::new(program::flanneld()).args(flags).arg("--version"));
+    for line in ["Type=notify", "FileDescriptorStoreMax=16", "Restart=always"] {
+        assert!(unit.lines().any(|other| other == line), "{line}");
+    }
+}
+
 /// Does for two nodes what Kubernetes does with the manifest: the configuration and the variables of
 /// the environment come from it, and so do permissions, arguments and probes.
 fn every_node_runs(manifest: &[Value]) {
@@ -71,7 +167,7 @@ fn start(cluster: &Cluster, number: u8, manifest: &[Value]) -> Daemon {
     }
     let container = &spec["containers"][0];
     assert_eq!(texts(&container["command"]), ["/opt/bin/flanneld"]);
-    let mut command = node.command(program::flanneld());
+    let mut command = in_container(cluster, number);
     let url = cluster.store().kube().url();
     command.args(texts(&container["args"])).arg(format!("--kube-api-url={url}"));
     let pod = format!("kube-flannel-ds-{number}");
@@ -102,6 +198,15 @@ fn start(cluster: &Cluster, number: u8, manifest: &[Value]) -> Daemon {
         node.read("/etc/cni/net.d/10-flannel.conflist").is_some()
     });
     daemon
+}
+
+/// What the runtime does to a container without privileges: its kernel parameters can only be read.
+fn in_container(cluster: &Cluster, number: u8) -> Command {
+    const READ_ONLY: &str = "mount --bind /proc/sys /proc/sys && \
+        mount -o remount,bind,ro /proc/sys && exec \"$0\" \"$@\"";
+    let mut command = cluster.node(number).installed("sh");
+    command.args(["-c", READ_ONLY]).arg(program::flanneld());
+    command
 }
 
 /// Runs what a container runs, with the directory of the host that it mounts.

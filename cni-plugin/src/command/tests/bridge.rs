@@ -135,3 +135,35 @@ fn a_duplicate_address_is_found_if_wanted() {
         two.del(&conf).unwrap();
     });
 }
+
+#[test]
+fn a_pod_cannot_pretend_to_be_another() {
+    sandboxed(|| {
+        node();
+        let conf = stock_with(&[("macspoofchk", json!(true))]);
+        let (one, two) = (Container::new("one"), Container::new("two"));
+        let result = one.add(&conf).unwrap();
+        two.add(&conf).unwrap();
+        one.ping("10.1.2.1");
+        one.check(&conf, &result).unwrap();
+        let reaches = || {
+            let ping = ["netns", "exec", "one", "ping", "-c", "1", "-W", "1", "10.1.2.1"];
+            Command::new("ip").args(ping).output().unwrap().status.success()
+        };
+        one.sh("ip link set eth0 address 02:00:00:00:00:77");
+        assert!(!reaches());
+        one.sh("ip link set eth0 address 0a:58:0a:01:02:02");
+        one.ping("10.1.2.1");
+        one.del(&conf).unwrap();
+        let rules = sh("nft list table bridge nat");
+        assert!(!rules.contains("-one-") && rules.contains("-two-"), "{rules}");
+        // Only the rules are left of it.
+        sh("ip netns exec two ip link del eth0");
+        let mut gc = conf.clone();
+        gc["cni.dev/valid-attachments"] = json!([]);
+        call("GC", "", "", &gc).unwrap();
+        let rules = sh("nft list table bridge nat");
+        assert!(!rules.contains("cni-br-iface"), "{rules}");
+        assert_eq!(remains(), "");
+    });
+}

@@ -129,6 +129,7 @@ fn condition_words(condition: &Match) -> Vec<String> {
             said(&format!("-p {transport} -m {transport} --dport"), &port.to_string())
         }
         Match::InputInterface(link) => said("-i", link.as_str()),
+        Match::EtherSource(mac) => said("-m mac --mac-source", &mac.to_string()),
     }
 }
 

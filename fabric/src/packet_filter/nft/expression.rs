@@ -27,10 +27,13 @@ const NF_ACCEPT: u32 = 1;
 // linux/netfilter/nf_tables.h
 const NFTA_EXPR_NAME: u16 = 1;
 const NFTA_EXPR_DATA: u16 = 2;
+const NFT_PAYLOAD_LINK_HEADER: u32 = 0;
 const NFT_PAYLOAD_NETWORK_HEADER: u32 = 1;
 const NFT_PAYLOAD_TRANSPORT_HEADER: u32 = 2;
 const NFT_BITWISE_MASK_XOR: u32 = 0;
 const NFTA_MASQ_FLAGS: u16 = 1;
+/// Where the source lies in the header of an Ethernet frame (IEEE 802.3), and its bytes.
+const ETHER_SOURCE: (u32, u8) = (6, 6);
 // linux/netfilter/nf_nat.h
 const NF_NAT_RANGE_PROTO_RANDOM_FULLY: u32 = 1 << 4;
 
@@ -61,7 +64,7 @@ impl Protocol {
         match family {
             Family::Ip => Some(Self::V4),
             Family::Ip6 => Some(Self::V6),
-            Family::Inet => None,
+            Family::Inet | Family::Bridge => None,
         }
     }
 
@@ -114,6 +117,12 @@ pub(super) fn encode(family: Family, matches: &[Match], verdict: &Verdict) -> Ve
             }
             Match::InputInterface(link) => {
                 expressions.extend(nat::match_input_interface(*link));
+                continue;
+            }
+            Match::EtherSource(mac) => {
+                let (offset, length) = ETHER_SOURCE;
+                expressions.push(load_header(NFT_PAYLOAD_LINK_HEADER, offset, length));
+                expressions.push(compare(true, mac.0.to_vec()));
                 continue;
             }
         };

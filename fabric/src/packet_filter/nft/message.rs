@@ -47,6 +47,7 @@ impl Request {
             Some(Family::Ip) => NetfilterProtoFamily::IPv4,
             Some(Family::Ip6) => NetfilterProtoFamily::IPv6,
             Some(Family::Inet) => NetfilterProtoFamily::Inet,
+            Some(Family::Bridge) => NetfilterProtoFamily::Bridge,
         };
         Self { message: NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), message), flags }
     }
@@ -126,6 +127,13 @@ impl Request {
                     RuleAttribute::Handle(*handle),
                 ];
                 (table, 0, NfTablesMessage::DeleteRule(RuleMessage { attributes }))
+            }
+            Operation::DeleteChain { table, chain } => {
+                let attributes = vec![
+                    ChainAttribute::Table(table.name.clone()),
+                    ChainAttribute::Name(chain.clone()),
+                ];
+                (table, 0, NfTablesMessage::DeleteChain(ChainMessage { attributes }))
             }
             Operation::DeleteTable { table } => {
                 let attributes = vec![TableAttribute::Name(table.name.clone())];

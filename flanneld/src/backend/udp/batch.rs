@@ -1,15 +1,16 @@
 //! What is sent to the underlay in one go: datagrams in pieces, those that follow each other to one
 //! place with one length gathered to messages that the kernel cuts.
 
-use std::net::Ipv4Addr;
+use std::net::SocketAddr;
 use std::ops::Range;
 
 use super::offload::{HEADERS_MAX, VNET_HEADER};
 
 /// The longest packet that the device gives us, with its header.
 const READ_MAX: usize = VNET_HEADER + 65_536;
-/// Where packets are read to: one segment, and many small packets behind each other.
-const READ_AREA: usize = 2 * READ_MAX;
+/// Where packets are read to: some segments, or many small packets behind each other. The datagrams
+/// of several segments fill more messages to the brim than those of one.
+const READ_AREA: usize = 4 * READ_MAX;
 /// Where the headers of cut packets are written.
 const HEADER_AREA: usize = DATAGRAMS_MAX * HEADERS_MAX;
 /// So many datagrams are sent in one go.
@@ -18,13 +19,13 @@ const DATAGRAMS_MAX: usize = 256;
 pub(super) const MESSAGES_MAX: usize = 64;
 /// So many datagrams are in one message at most (`UDP_MAX_SEGMENTS`, before it became 128).
 pub(super) const SEGMENTS_MAX: usize = 64;
-/// The longest payload of UDP over IPv4, whether the kernel cuts it or not.
+/// The longest payload of UDP over IPv4, whether the kernel cuts it or not; over IPv6 it is longer.
 const MESSAGE_MAX: usize = 65_507;
 
 /// Datagrams to one place, all of the same length, only the last one maybe shorter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Message {
-    pub(super) to: Ipv4Addr,
+    pub(super) to: SocketAddr,
     /// Which pieces.
     pub(super) pieces: Range<usize>,
     /// The length of each datagram.
@@ -120,7 +121,7 @@ impl Batch {
     }
 
     /// Adds a datagram. There must be room.
-    pub(super) fn push<const N: usize>(&mut self, to: Ipv4Addr, pieces: [Range<usize>; N]) {
+    pub(super) fn push<const N: usize>(&mut self, to: SocketAddr, pieces: [Range<usize>; N]) {
         let len = pieces.iter().map(ExactSizeIterator::len).sum();
         let start = self.pieces.len();
         self.pieces.extend(pieces);
@@ -176,7 +177,7 @@ impl Batch {
 }
 
 impl Message {
-    fn continues(&self, to: Ipv4Addr, len: usize, segments_max: usize) -> bool {
+    fn continues(&self, to: SocketAddr, len: usize, segments_max: usize) -> bool {
         self.to == to
             && !self.closed
             && len <= self.segment
@@ -187,15 +188,17 @@ impl Message {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
     use super::*;
 
-    const HERE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
-    const THERE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
+    const HERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(198, 51, 100, 1)), 8285);
+    const THERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(198, 51, 100, 2)), 8285);
 
     fn shape(
         segments_max: usize,
-        datagrams: &[(Ipv4Addr, usize)],
-    ) -> Vec<(Ipv4Addr, usize, usize)> {
+        datagrams: &[(SocketAddr, usize)],
+    ) -> Vec<(SocketAddr, usize, usize)> {
         let mut batch = Batch::new();
         batch.clear(segments_max);
         for (to, len) in datagrams {

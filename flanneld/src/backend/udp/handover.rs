@@ -10,53 +10,63 @@ use std::ffi::OsString;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{LazyLock, Mutex, PoisonError};
 
+use fabric::link_name::LinkName;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, sendmsg, socket,
 };
 
-const QUEUE: &str = "udp-queue";
-const SOCKET: &str = "udp-socket";
-
-/// What the supervisor kept for us.
+/// What the supervisor kept for us, of one device.
 #[derive(Debug, Default)]
 pub(super) struct Kept {
     pub(super) queues: Vec<OwnedFd>,
     pub(super) sockets: Vec<OwnedFd>,
 }
 
-/// Returns what the supervisor kept; nothing the second time.
-pub(super) fn take() -> Kept {
-    static TAKEN: AtomicBool = AtomicBool::new(false);
-    let mut kept = Kept::default();
-    if TAKEN.swap(true, Ordering::Relaxed) {
-        return kept;
-    }
-    for (fd, name) in sd_notify::listen_fds_with_names().into_iter().flatten() {
-        // SAFETY: the supervisor passed the descriptor to this process, and nobody took it before.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        let _stays_open = fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC));
-        match name.as_str() {
-            QUEUE => kept.queues.push(fd),
-            SOCKET => kept.sockets.push(fd),
-            _ => {}
-        }
-    }
-    kept
+/// The names that descriptors are kept under: `flannel0-queue`, `flannel0-socket`.
+fn names(device: LinkName) -> [String; 2] {
+    ["queue", "socket"].map(|what| format!("{device}-{what}"))
 }
 
-/// Asks the supervisor to keep these from now on, instead of what it kept before.
-pub(super) fn keep<'a>(lanes: impl Iterator<Item = (BorrowedFd<'a>, BorrowedFd<'a>)>) {
+/// Returns what the supervisor kept of a device; nothing the second time.
+pub(super) fn take(device: LinkName) -> Kept {
+    static INHERITED: LazyLock<Mutex<Vec<(OwnedFd, String)>>> =
+        LazyLock::new(|| Mutex::new(inherited()));
+    let mut inherited = INHERITED.lock().unwrap_or_else(PoisonError::into_inner);
+    let [queues, sockets] = names(device).map(|wanted| {
+        let mine = inherited.extract_if(.., |(_, name)| *name == wanted);
+        mine.map(|(fd, _)| fd).collect()
+    });
+    Kept { queues, sockets }
+}
+
+fn inherited() -> Vec<(OwnedFd, String)> {
+    let owned = |(fd, name)| {
+        // SAFETY: the supervisor passed the descriptor to this process, and this runs only once.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        let _stays_open = fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC));
+        (fd, name)
+    };
+    sd_notify::listen_fds_with_names().into_iter().flatten().map(owned).collect()
+}
+
+/// Asks the supervisor to keep these from now on, instead of what it kept before of the device.
+pub(super) fn keep<'a>(
+    device: LinkName,
+    queues: impl Iterator<Item = BorrowedFd<'a>>,
+    sockets: impl Iterator<Item = BorrowedFd<'a>>,
+) {
     let Some(supervisor) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let [queue, socket] = names(device);
     let done = || -> io::Result<()> {
-        for name in [QUEUE, SOCKET] {
+        for name in [&queue, &socket] {
             tell(&supervisor, &format!("FDSTOREREMOVE=1\nFDNAME={name}"), None)?;
         }
-        for (queue, socket) in lanes {
-            tell(&supervisor, &format!("FDSTORE=1\nFDNAME={QUEUE}"), Some(queue))?;
-            tell(&supervisor, &format!("FDSTORE=1\nFDNAME={SOCKET}"), Some(socket))?;
+        let queues = queues.map(|fd| (&queue, fd));
+        for (name, fd) in queues.chain(sockets.map(|fd| (&socket, fd))) {
+            tell(&supervisor, &format!("FDSTORE=1\nFDNAME={name}"), Some(fd))?;
         }
         Ok(())
     };

@@ -1,26 +1,24 @@
 //! From the underlay to the device.
 
 use std::io;
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
 use super::counters::Drop;
-use super::datapath::Lane;
 use super::icmp::{self, ANSWER_MAX, Limit, Message};
+use super::lane::Lane;
 use super::merge::{PACKETS_MAX, Run};
 use super::offload::VnetHeader;
-use super::packet::{Packet, decrement_ttl, protocol};
+use super::packet::{Packet, decrement_ttl};
 use super::routing::View;
 use super::socket::Receiver;
-use super::tun::Offload;
 
 /// The receiving half of a lane.
 pub(super) struct Inbound {
     lane: Arc<Lane>,
     view: View,
-    offload: Offload,
     receiver: Receiver,
     /// The packets that follow each other, not written yet.
     run: Option<Run>,
@@ -30,10 +28,10 @@ pub(super) struct Inbound {
 }
 
 impl Inbound {
-    pub(super) fn new(lane: Arc<Lane>, view: View, offload: Offload) -> Self {
+    pub(super) fn new(lane: Arc<Lane>, view: View) -> Self {
         let pieces = Vec::with_capacity(PACKETS_MAX);
         let limit = Limit::new(Instant::now());
-        Self { lane, view, offload, receiver: Receiver::new(), run: None, pieces, limit }
+        Self { lane, view, receiver: Receiver::new(), run: None, pieces, limit }
     }
 
     /// Carries the packets that are there.
@@ -57,29 +55,26 @@ impl Inbound {
             let end = (start + message.segment).min(message.bytes.end);
             match self.admit(message.from, start..end) {
                 Ok(packet) => self.collect(packet),
-                Err(reason) => self.lane.drops.count(reason),
+                Err(reason) => self.refuse(message.from, reason),
             }
             start = end;
         }
     }
 
     /// Decides whether a datagram may enter, and returns where its packet is.
-    fn admit(&mut self, from: SocketAddrV4, range: Range<usize>) -> Result<Range<usize>, Drop> {
+    fn admit(&mut self, from: SocketAddr, range: Range<usize>) -> Result<Range<usize>, Drop> {
         let routing = self.view.routing();
-        if from.port() != routing.port {
-            return Err(Drop::UnknownSender);
-        }
         let packet = Packet::parse(&self.receiver.bytes()[range.clone()]);
         let packet = packet.ok_or(Drop::Malformed)?;
         let peer = routing.peers.owner(packet.source());
-        let Some(peer) = peer.filter(|peer| peer.address == *from.ip()) else {
-            let known = routing.peers.knows(*from.ip());
+        let Some(peer) = peer.filter(|peer| peer.address == from) else {
+            let known = routing.peers.at(from).is_some();
             return Err(if known { Drop::ForeignSource } else { Drop::UnknownSender });
         };
         if !routing.own.contains(packet.destination()) {
             return Err(Drop::ForeignDestination);
         }
-        peer.traffic.count_received(1, packet.bytes().len());
+        peer.traffic.received.add(1, packet.bytes().len());
         let range = range.start..range.start + packet.bytes().len();
         if packet.ttl() <= 1 {
             self.tell(from, &range);
@@ -87,6 +82,13 @@ impl Inbound {
         }
         decrement_ttl(&mut self.receiver.bytes_mut()[range.clone()]);
         Ok(range)
+    }
+
+    fn refuse(&self, from: SocketAddr, reason: Drop) {
+        self.lane.drops.add(reason, 1);
+        if let Some(peer) = self.view.routing().peers.at(from) {
+            peer.traffic.dropped.add(reason, 1);
+        }
     }
 
     /// Puts a packet behind those that it follows, or writes those and begins anew.
@@ -100,12 +102,7 @@ impl Inbound {
             self.pieces.push(range.start + run.header_len()..range.end);
             return;
         }
-        let merges = match self.offload {
-            Offload::TcpAndUdp => true,
-            Offload::Tcp => packet.protocol() == protocol::TCP,
-            Offload::None => false,
-        };
-        let next = if merges { Run::start(&packet) } else { None };
+        let next = Run::start(&packet).filter(|run| self.lane.queue.takes(run.transport()));
         self.flush();
         self.run = next;
         self.pieces.push(range);
@@ -125,7 +122,7 @@ impl Inbound {
     }
 
     /// Tells a peer's pod that its packet got no further than here.
-    fn tell(&mut self, from: SocketAddrV4, packet: &Range<usize>) {
+    fn tell(&mut self, from: SocketAddr, packet: &Range<usize>) {
         let Some(packet) = Packet::parse(&self.receiver.bytes()[packet.clone()]) else { return };
         if !self.limit.allows(Instant::now()) {
             return;

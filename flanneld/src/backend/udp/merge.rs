@@ -4,7 +4,8 @@
 
 use super::offload::{Transport, VnetHeader, tcp, udp};
 use super::packet::{
-    IPV4_HEADER, Packet, finish_header, fold, ipv4, pseudo_header_sum, put_u16, sum, u16_at, u32_at,
+    Packet, Version, finish_header, fold, ipv4, ipv6, pseudo_header_sum, put_u16, sum, u16_at,
+    u32_at,
 };
 
 /// The longest packet that has room for its length.
@@ -18,6 +19,7 @@ const DATAGRAMS_MAX: usize = 64;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Run {
     transport: Transport,
+    version: Version,
     header_len: usize,
     /// The payload of each packet but the last.
     size: usize,
@@ -40,6 +42,7 @@ impl Run {
         let member = Member::of(packet)?;
         Some(Self {
             transport: member.transport,
+            version: packet.version(),
             header_len: member.header_len,
             size: member.payload,
             payload: member.payload,
@@ -50,6 +53,11 @@ impl Run {
             closed: member.is_last(),
             verified: false,
         })
+    }
+
+    /// Of what protocol the packets are.
+    pub(super) const fn transport(&self) -> Transport {
+        self.transport
     }
 
     /// The number of packets.
@@ -73,6 +81,7 @@ impl Run {
         }
         let Some(member) = Member::of(packet) else { return false };
         let continues = member.transport == self.transport
+            && packet.version() == self.version
             && member.header_len == self.header_len
             && member.payload <= self.size
             && self.header_len + self.payload + member.payload <= SEGMENT_MAX
@@ -105,7 +114,8 @@ impl Run {
         if self.count == 1 {
             return VnetHeader::default();
         }
-        let (ip, transport) = headers[..self.header_len].split_at_mut(IPV4_HEADER);
+        let ip_len = self.version.header_len();
+        let (ip, transport) = headers[..self.header_len].split_at_mut(ip_len);
         let identification = u16_at(ip, ipv4::IDENTIFICATION.start);
         finish_header(ip, self.header_len + self.payload, identification);
         let segment_len = transport.len() + self.payload;
@@ -120,10 +130,10 @@ impl Run {
         let short = |len: usize| u16::try_from(len).unwrap_or(0);
         VnetHeader {
             flags: VnetHeader::NEEDS_CHECKSUM,
-            gso_type: self.transport.gso_type(),
+            gso_type: self.transport.gso_type(self.version),
             header_len: short(self.header_len),
             gso_size: short(self.size),
-            checksum_start: short(IPV4_HEADER),
+            checksum_start: short(ip_len),
             checksum_offset: short(offset),
         }
     }
@@ -159,8 +169,8 @@ impl Member {
             }
         };
         // Options of IP are rare and would have to be equal.
-        let plain = packet.header_len() == IPV4_HEADER && payload > 0;
-        let identification = u16_at(packet.header(), ipv4::IDENTIFICATION.start);
+        let plain = packet.header_len() == packet.version().header_len() && payload > 0;
+        let identification = packet.identification();
         (mergeable && plain).then_some(Self {
             transport,
             header_len,
@@ -180,15 +190,22 @@ impl Member {
     }
 }
 
-/// Whether two packets differ in nothing that a segment has only once.
+/// Whether two packets of one version differ in nothing that a segment has only once.
 fn same_headers(transport: Transport, first: &Packet<'_>, other: &Packet<'_>) -> bool {
     let equal =
         |range: std::ops::Range<usize>| first.bytes()[range.clone()] == other.bytes()[range];
-    let at = IPV4_HEADER;
-    // All but total length, identification and checksum.
-    let ip = equal(0..ipv4::TOTAL_LENGTH.start)
-        && equal(ipv4::FRAGMENT.start..ipv4::CHECKSUM.start)
-        && equal(ipv4::SOURCE.start..ipv4::DESTINATION.end);
+    let at = first.header_len();
+    // All but length, identification and checksum.
+    let ip = match first.version() {
+        Version::V4 => {
+            equal(0..ipv4::TOTAL_LENGTH.start)
+                && equal(ipv4::FRAGMENT.start..ipv4::CHECKSUM.start)
+                && equal(ipv4::SOURCE.start..ipv4::DESTINATION.end)
+        }
+        Version::V6 => {
+            equal(0..ipv6::PAYLOAD_LENGTH.start) && equal(ipv6::NEXT_HEADER..ipv6::DESTINATION.end)
+        }
+    };
     ip && match transport {
         Transport::Udp => equal(at..at + udp::LENGTH),
         // All but sequence number, checksum, and the flags that only the last one may have.
@@ -206,7 +223,7 @@ fn same_headers(transport: Transport, first: &Packet<'_>, other: &Packet<'_>) ->
 
 fn checksums_are_right(packet: &Packet<'_>) -> bool {
     let segment = packet.payload();
-    fold(sum(packet.header())) == 0xffff
+    (packet.version() == Version::V6 || fold(sum(packet.header())) == 0xffff)
         && fold(pseudo_header_sum(packet.header(), segment.len()) + sum(segment)) == 0xffff
 }
 

@@ -6,13 +6,13 @@
 use std::ops::Range;
 
 use super::packet::{
-    Packet, finish_header, fold, ipv4, protocol, pseudo_header_sum, put_u16, put_u32, sum, u16_at,
+    Packet, Version, finish_header, fold, protocol, pseudo_header_sum, put_u16, put_u32, sum,
     u32_at,
 };
 
 /// The length of a [`VnetHeader`] in bytes.
 pub(super) const VNET_HEADER: usize = 10;
-/// IPv4 and TCP headers, each with as many options as can be.
+/// IPv4 and TCP headers, each with as many options as can be; IPv6 and TCP headers are shorter.
 pub(super) const HEADERS_MAX: usize = 120;
 
 /// Fields of the TCP header, by offset (RFC 9293, section 3.1).
@@ -57,6 +57,7 @@ impl VnetHeader {
     pub(super) const NEEDS_CHECKSUM: u8 = 1;
     pub(super) const GSO_NONE: u8 = 0;
     pub(super) const GSO_TCP4: u8 = 1;
+    pub(super) const GSO_TCP6: u8 = 4;
     pub(super) const GSO_UDP: u8 = 5;
     /// Goes with a type: the segment has the CWR flag.
     pub(super) const GSO_ECN: u8 = 0x80;
@@ -119,10 +120,11 @@ impl Transport {
     }
 
     /// Returns the type of a segment of this protocol.
-    pub(super) const fn gso_type(self) -> u8 {
-        match self {
-            Self::Tcp => VnetHeader::GSO_TCP4,
-            Self::Udp => VnetHeader::GSO_UDP,
+    pub(super) const fn gso_type(self, version: Version) -> u8 {
+        match (self, version) {
+            (Self::Tcp, Version::V4) => VnetHeader::GSO_TCP4,
+            (Self::Tcp, Version::V6) => VnetHeader::GSO_TCP6,
+            (Self::Udp, _) => VnetHeader::GSO_UDP,
         }
     }
 }
@@ -133,6 +135,7 @@ pub(super) struct Cut {
     transport: Transport,
     ip_len: usize,
     header_len: usize,
+    identification: u16,
     size: usize,
     count: usize,
 }
@@ -143,12 +146,18 @@ impl Cut {
         let (transport, header_len) = Transport::of(packet)?;
         let size = usize::from(vnet.gso_size);
         let payload = packet.bytes().len() - header_len;
-        if vnet.gso_type & !VnetHeader::GSO_ECN != transport.gso_type() || size == 0 || payload == 0
-        {
+        let gso_type = transport.gso_type(packet.version());
+        if vnet.gso_type & !VnetHeader::GSO_ECN != gso_type || size == 0 || payload == 0 {
             return None;
         }
-        let count = payload.div_ceil(size);
-        Some(Self { transport, ip_len: packet.header_len(), header_len, size, count })
+        Some(Self {
+            transport,
+            ip_len: packet.header_len(),
+            header_len,
+            identification: packet.identification(),
+            size,
+            count: payload.div_ceil(size),
+        })
     }
 
     /// The number of packets.
@@ -174,8 +183,7 @@ impl Cut {
         headers.copy_from_slice(&segment[..self.header_len]);
         let (ip, transport) = headers.split_at_mut(self.ip_len);
         let [low, high, ..] = index.to_le_bytes();
-        let identification = u16_at(ip, ipv4::IDENTIFICATION.start);
-        let identification = identification.wrapping_add(u16::from_le_bytes([low, high]));
+        let identification = self.identification.wrapping_add(u16::from_le_bytes([low, high]));
         finish_header(ip, self.header_len + payload.len(), identification);
         match self.transport {
             Transport::Tcp => self.write_tcp(transport, index),

@@ -1,19 +1,21 @@
 //! From the device to the underlay.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::batch::Batch;
+use super::batch::{self, Batch};
 use super::counters::Drop;
-use super::datapath::Lane;
 use super::icmp::{self, ANSWER_MAX, Limit, Message};
+use super::lane::Lane;
 use super::offload::{Cut, VNET_HEADER, VnetHeader, complete_checksum};
+use super::overhead;
 use super::packet::{Packet, decrement_ttl};
 use super::routing::View;
-use super::socket::{Features, Sender, path_mtu};
+use super::socket::{Sender, path_mtu};
+use crate::family::Family;
 
 /// The sending half of a lane.
 pub(super) struct Outbound {
@@ -25,8 +27,7 @@ pub(super) struct Outbound {
 }
 
 impl Outbound {
-    pub(super) fn new(lane: Arc<Lane>, view: View, features: Features) -> Self {
-        let sender = Sender::new(view.routing().port, features);
+    pub(super) fn new(lane: Arc<Lane>, view: View, sender: Sender) -> Self {
         let limit = Limit::new(Instant::now());
         Self { lane, view, batch: Batch::new(), sender, limit }
     }
@@ -52,7 +53,7 @@ impl Outbound {
     fn accept(&mut self, len: usize) {
         let range = self.batch.keep(len);
         if let Err(reason) = self.admit(range) {
-            self.lane.drops.count(reason);
+            self.lane.drops.add(reason, 1);
         }
     }
 
@@ -72,12 +73,12 @@ impl Outbound {
             return Err(Drop::TimeExceeded);
         }
         if vnet.gso_type == VnetHeader::GSO_NONE {
-            peer.traffic.count_sent(1, range.len());
+            peer.traffic.sent.add(1, range.len());
             decrement_ttl(&mut self.batch.bytes_mut()[range.clone()]);
             self.push_whole(vnet, to, range)
         } else {
             let cut = Cut::new(vnet, &packet).ok_or(Drop::Malformed)?;
-            peer.traffic.count_sent(cut.count(), range.len());
+            peer.traffic.sent.add(cut.count(), range.len());
             decrement_ttl(&mut self.batch.bytes_mut()[range.clone()]);
             self.push_cut(cut, to, &range);
             Ok(())
@@ -87,7 +88,7 @@ impl Outbound {
     fn push_whole(
         &mut self,
         vnet: VnetHeader,
-        to: Ipv4Addr,
+        to: SocketAddr,
         range: Range<usize>,
     ) -> Result<(), Drop> {
         if !complete_checksum(vnet, &mut self.batch.bytes_mut()[range.clone()]) {
@@ -100,7 +101,7 @@ impl Outbound {
         Ok(())
     }
 
-    fn push_cut(&mut self, cut: Cut, to: Ipv4Addr, range: &Range<usize>) {
+    fn push_cut(&mut self, cut: Cut, to: SocketAddr, range: &Range<usize>) {
         for index in 0..cut.count() {
             if self.batch.is_full() {
                 self.flush();
@@ -137,14 +138,18 @@ impl Outbound {
 
     fn flush(&mut self) {
         let mut too_big = None;
-        self.sender.send(&self.lane.socket, &self.batch, |message, error| {
+        let Self { sender, lane, batch, view, .. } = self;
+        sender.send(&lane.socket, batch, |message, error| {
             // Too big to be cut by the kernel, which sends it all the same, in fragments.
             if message.datagrams > 1 && error.raw_os_error() == Some(libc::EMSGSIZE) {
                 too_big = Some(message.clone());
-            } else {
-                self.lane.drops.add(Drop::SendFailed, message.datagrams);
-                tracing::trace!(to = %message.to, %error, "datagrams were not sent");
+                return;
             }
+            lane.drops.add(Drop::SendFailed, message.datagrams);
+            if let Some(peer) = view.routing().peers.at(message.to) {
+                peer.traffic.dropped.add(Drop::SendFailed, message.datagrams);
+            }
+            tracing::trace!(to = %message.to, %error, "datagrams were not sent");
         });
         if let Some(message) = too_big {
             self.tell_too_big(&message);
@@ -153,8 +158,7 @@ impl Outbound {
     }
 
     /// Tells a sender that could use smaller packets that its packets become fragments.
-    fn tell_too_big(&mut self, message: &super::batch::Message) {
-        const OVERHEAD: u16 = 28;
+    fn tell_too_big(&mut self, message: &batch::Message) {
         let mut bytes = [0; ANSWER_MAX];
         let mut len = 0;
         for piece in self.batch.pieces(message).take(2) {
@@ -168,11 +172,9 @@ impl Outbound {
         if !is_ours || !self.limit.allows(Instant::now()) {
             return;
         }
-        let mtu = path_mtu(SocketAddrV4::new(message.to, routing.port));
-        let Some(mtu) = mtu.and_then(|mtu| mtu.checked_sub(OVERHEAD)) else { return };
-        if usize::from(mtu) >= message.segment {
-            return;
-        }
+        let mtu = path_mtu(message.to)
+            .and_then(|mtu| mtu.checked_sub(overhead(Family::of(message.to.ip()))));
+        let Some(mtu) = mtu.filter(|mtu| usize::from(*mtu) < message.segment) else { return };
         let mut buffer = [0; ANSWER_MAX];
         let answer = Message::TooBig(mtu);
         if let Some(len) = icmp::answer(answer, routing.address(), &packet, &mut buffer) {

@@ -1,10 +1,10 @@
 //! What the threads of the data path look up, published whole.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use ipnetwork::Ipv4Network;
+use ipnetwork::IpNetwork;
 
 use super::peers::PeerTable;
 
@@ -12,15 +12,13 @@ use super::peers::PeerTable;
 #[derive(Debug)]
 pub(super) struct Routing {
     /// Our subnet; its first address is that of the device.
-    pub(super) own: Ipv4Network,
-    /// The UDP port of every node.
-    pub(super) port: u16,
+    pub(super) own: IpNetwork,
     pub(super) peers: PeerTable,
 }
 
 impl Routing {
     /// The address that we speak with ourselves.
-    pub(super) fn address(&self) -> Ipv4Addr {
+    pub(super) fn address(&self) -> IpAddr {
         self.own.network()
     }
 }

@@ -167,6 +167,91 @@ fn decisions() {
     }
 }
 
+fn dual_request(previous: Option<&str>) -> Request {
+    let json = br#"{"Network":"10.3.0.0/20","EnableIPv6":true,"IPv6Network":"fd03::/60",
+                    "Backend":{"Type":"vxlan"}}"#;
+    Request { pools: NetworkConfig::parse(json).unwrap().pools, ..request(previous) }
+}
+
+#[test]
+fn decisions_with_both_families() {
+    let both = "10.3.5.0-24&fd03:0:0:7::-64";
+    let cases: Vec<(&str, Option<&str>, Vec<Entry>, Decision)> = vec![
+        ("nothing is held", None, vec![], Decision::Create(key("10.3.1.0-24&fd03:0:0:1::-64"))),
+        ("our key is found again", None, vec![ours(both)], Decision::Keep(ours(both))),
+        (
+            "IPv6 was switched on: the IPv4 subnet stays",
+            None,
+            vec![ours("10.3.5.0-24"), others("10.3.6.0-24&fd03:0:0:1::-64")],
+            Decision::Move(ours("10.3.5.0-24"), key("10.3.5.0-24&fd03:0:0:2::-64")),
+        ),
+        (
+            "IPv4 was switched on: the IPv6 subnet stays",
+            None,
+            vec![ours("0.0.0.0-0&fd03:0:0:7::-64")],
+            Decision::Move(ours("0.0.0.0-0&fd03:0:0:7::-64"), key("10.3.1.0-24&fd03:0:0:7::-64")),
+        ),
+        (
+            "what a move left over is removed",
+            None,
+            vec![ours("10.3.5.0-24"), ours(both)],
+            Decision::Drop(ours("10.3.5.0-24")),
+        ),
+        (
+            "a reservation of IPv4 gets an IPv6 subnet too",
+            None,
+            vec![reserved("10.3.9.0-24")],
+            Decision::Move(reserved("10.3.9.0-24"), key("10.3.9.0-24&fd03:0:0:1::-64")),
+        ),
+        (
+            "each previous subnet that is free is taken again",
+            Some("10.3.9.0-24&fd03:0:0:9::-64"),
+            vec![others("10.3.2.0-24&fd03:0:0:9::-64")],
+            Decision::Create(key("10.3.9.0-24&fd03:0:0:1::-64")),
+        ),
+        (
+            "a subnet is held by whatever key it is in",
+            None,
+            vec![others("10.3.1.0-24"), others("0.0.0.0-0&fd03::-62")],
+            Decision::Create(key("10.3.2.0-24&fd03:0:0:4::-64")),
+        ),
+        (
+            "all IPv6 subnets are held",
+            None,
+            vec![others("10.3.1.0-24&fd03::-60")],
+            Decision::Exhausted(Family::V6),
+        ),
+    ];
+    for (name, previous, entries, decision) in cases {
+        let decided = decide(&dual_request(previous), &Memory::default(), &entries, first);
+        assert_eq!(decided, decision, "{name}");
+    }
+}
+
+#[test]
+fn nodes_without_ipv4_are_told_apart_by_their_other_address() {
+    let json = br#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd03::/60",
+                    "Backend":{"Type":"host-gw"}}"#;
+    let node = |last: u16| Attributes {
+        public_ip: [0; 4].into(),
+        public_ipv6: Some([0xfd99, 0, 0, 0, 0, 0, 0, last].into()),
+        backend_data: None,
+        ..attributes(ME, 1)
+    };
+    let pools = NetworkConfig::parse(json).unwrap().pools;
+    let request = Request { pools, previous: None, attributes: node(1) };
+    let entry = |text, last| {
+        let listed = Listed { key: key(text), attributes: Some(node(last)) };
+        Entry { listed, revision: 5, created: 1, lease: 77 }
+    };
+    let other = entry("0.0.0.0-0&fd03:0:0:1::-64", 2);
+    let own = entry("0.0.0.0-0&fd03:0:0:5::-64", 1);
+    let entries = [other, own.clone()];
+    let decide = |entries| decide(&request, &Memory::default(), entries, first);
+    assert_eq!(decide(&entries), Decision::Keep(own));
+    assert_eq!(decide(&entries[..1]), Decision::Create(key("0.0.0.0-0&fd03:0:0:2::-64")));
+}
+
 #[test]
 fn another_living_node_with_our_address_is_never_overwritten() {
     let twin = marked("10.3.5.0-24", ME, 9);
@@ -228,6 +313,31 @@ fn when_all_are_held_there_is_nothing_to_create() {
 }
 
 proptest! {
+    #[test]
+    fn what_is_created_or_moved_to_overlaps_nothing_in_either_family(
+        taken in proptest::collection::vec((0..16_u8, 22..28_u8, 0..16_u8, 61..66_u8), 0..10),
+        own in proptest::option::of(0..16_u8),
+        drawn in any::<usize>(),
+    ) {
+        let taken = taken.iter().map(|(n, len, m, len6)| {
+            others(&format!("10.3.{n}.0-{len}&fd03:0:0:{m:x}::-{len6}"))
+        });
+        let own = own.map(|n| ours(&format!("10.3.{n}.0-24")));
+        let entries: Vec<_> = taken.chain(own).collect();
+        let request = dual_request(None);
+        let chosen = match decide(&request, &Memory::default(), &entries, |count| drawn % count) {
+            Decision::Create(key) => Some((None, key)),
+            Decision::Move(from, key) => Some((Some(from.listed.key), key)),
+            _ => None,
+        };
+        if let Some((from, key)) = chosen {
+            let others = entries.iter().map(|other| other.listed.key);
+            let mut others = others.filter(|other| Some(*other) != from);
+            prop_assert!(!others.any(|other| other.overlaps(&key)), "{}", key);
+            prop_assert_eq!(request.fit(key), Fit::Whole);
+        }
+    }
+
     #[test]
     fn what_is_created_overlaps_nothing_and_is_on_offer(
         taken in proptest::collection::vec((0..16_u8, 22..28_u8), 0..20),

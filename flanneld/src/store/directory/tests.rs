@@ -192,3 +192,39 @@ async fn the_configuration_is_in_the_directory_or_else_in_the_file() {
     fs::write(directory.path().join("leases/config"), "directory").unwrap();
     assert_eq!(store.network_config().await.unwrap(), b"directory");
 }
+
+fn dual_request(last: u8, previous: Option<&str>) -> Request {
+    let json = br#"{"Network":"10.3.0.0/20","EnableIPv6":true,"IPv6Network":"fd03::/62",
+                    "Backend":{"Type":"vxlan"}}"#;
+    let mut request = request(last, previous);
+    request.pools = crate::config::NetworkConfig::parse(json).unwrap().pools;
+    request
+}
+
+#[tokio::test]
+async fn a_subnet_of_ipv6_is_not_given_twice() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = store(&directory);
+    let one = acquire(&store, dual_request(1, None)).await.unwrap();
+    assert_eq!(one.to_string(), "10.3.1.0-24&fd03:0:0:1::-64");
+    let other = LeaseKey::parse("10.3.2.0-24&fd03:0:0:1::-64").unwrap();
+    let attributes = dual_request(2, None).attributes;
+    let guard = Guard::Free { since: 0 };
+    let put = Put { key: other, attributes, guard, lease: 1, replaces: None };
+    assert_eq!(store.perform(&Step::Put(put)).await.unwrap(), Answer::Written(None));
+}
+
+#[tokio::test]
+async fn a_lease_gets_a_subnet_of_the_family_that_was_switched_on() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = store(&directory);
+    let before = acquire(&store, request(1, Some("10.3.7.0-24"))).await.unwrap();
+    assert_eq!(before.to_string(), "10.3.7.0-24");
+    let now = acquire(&store, dual_request(1, None)).await.unwrap();
+    assert_eq!(now.to_string(), "10.3.7.0-24&fd03:0:0:1::-64");
+    // As if the process had died between writing the one and removing the other.
+    let value = fs::read(store.file(&now)).unwrap();
+    fs::write(store.file(&before), value).unwrap();
+    assert_eq!(acquire(&store, dual_request(1, None)).await.unwrap(), now);
+    assert!(!store.file(&before).exists());
+}

@@ -15,10 +15,11 @@ use netlink_packet_netfilter::nftables::{
 };
 
 use super::{
-    NF_ACCEPT, NF_DROP, NF_NAT_RANGE_PROTO_RANDOM_FULLY, NFT_BITWISE_MASK_XOR,
-    NFT_PAYLOAD_NETWORK_HEADER, NFT_PAYLOAD_TRANSPORT_HEADER, NFTA_EXPR_DATA, NFTA_EXPR_NAME,
-    Protocol, Side, masquerade_flags, nat,
+    ETHER_SOURCE, NF_ACCEPT, NF_DROP, NF_NAT_RANGE_PROTO_RANDOM_FULLY, NFT_BITWISE_MASK_XOR,
+    NFT_PAYLOAD_LINK_HEADER, NFT_PAYLOAD_NETWORK_HEADER, NFT_PAYLOAD_TRANSPORT_HEADER,
+    NFTA_EXPR_DATA, NFTA_EXPR_NAME, Protocol, Side, masquerade_flags, nat,
 };
+use crate::mac::MacAddr;
 use crate::packet_filter::{Family, Match, Transport, Verdict};
 
 /// Returns what a rule in a table of `family` says that has these `NFTA_RULE_EXPRESSIONS`, or `None`
@@ -106,6 +107,7 @@ pub(super) enum Origin {
     Transport,
     AddressType,
     InputInterface,
+    EtherSource,
     Port,
     NetworkHeader { offset: u32, length: u32 },
 }
@@ -186,7 +188,11 @@ impl Decoder {
         match from {
             Origin::Mark => self.compare_mark(equal, mask?, value),
             Origin::Protocol => mask.is_none().then(|| self.compare_protocol(equal, value))?,
-            Origin::Transport | Origin::AddressType | Origin::InputInterface | Origin::Port => {
+            Origin::Transport
+            | Origin::AddressType
+            | Origin::InputInterface
+            | Origin::EtherSource
+            | Origin::Port => {
                 let plain = equal && mask.is_none();
                 plain.then(|| self.compare_exactly(&from, value))?
             }
@@ -205,6 +211,7 @@ impl Decoder {
             }
             Origin::AddressType => nat::is_local(value).then_some(Match::LocalDestination)?,
             Origin::InputInterface => Match::InputInterface(nat::link_name(value)?),
+            Origin::EtherSource => Match::EtherSource(MacAddr(value.try_into().ok()?)),
             Origin::Port => {
                 let port = u16::from_be_bytes(value.try_into().ok()?);
                 Match::DestinationPort(self.transport.take()?, port)
@@ -286,7 +293,11 @@ fn payload_origin(attributes: &[Payload]) -> Option<Origin> {
     else {
         return None;
     };
+    let ether_source = (ETHER_SOURCE.0, u32::from(ETHER_SOURCE.1));
     match (base, offset, length) {
+        (NFT_PAYLOAD_LINK_HEADER, ..) => {
+            ((offset, length) == ether_source).then_some(Origin::EtherSource)
+        }
         (NFT_PAYLOAD_NETWORK_HEADER, ..) => Some(Origin::NetworkHeader { offset, length }),
         (NFT_PAYLOAD_TRANSPORT_HEADER, nat::DESTINATION_PORT, nat::PORT_LENGTH) => {
             Some(Origin::Port)

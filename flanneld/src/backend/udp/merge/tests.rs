@@ -9,6 +9,7 @@ use super::*;
 /// A flow of packets with everything that can differ between flows.
 #[derive(Clone, Debug)]
 struct Flow {
+    version: Version,
     transport: Transport,
     options: Vec<u8>,
     fragment: u16,
@@ -24,6 +25,7 @@ struct Flow {
 }
 
 fn flow() -> impl Strategy<Value = Flow> {
+    let version = prop_oneof![Just(Version::V4), Just(Version::V6)];
     let transport = prop_oneof![Just(Transport::Tcp), Just(Transport::Udp)];
     let options =
         (0_usize..=10).prop_flat_map(|words| prop::collection::vec(any::<u8>(), words * 4));
@@ -34,26 +36,29 @@ fn flow() -> impl Strategy<Value = Flow> {
         prop_oneof![Just(0_u8), Just(1), Just(8), Just(9)],
     );
     let sizes = (1_usize..1500, 2_usize..44, 0.0..1.0_f64);
-    (transport, options, header, any::<u32>(), flags, sizes).prop_map(
-        |(transport, options, (df, tos, ttl, identification), sequence, flags, sizes)| Flow {
-            transport,
-            options: if transport == Transport::Tcp { options } else { Vec::new() },
-            fragment: if df { 0x4000 } else { 0 },
-            tos,
-            ttl,
-            identification,
-            sequence,
-            flags: flags.0,
-            last_flags: flags.1,
-            size: sizes.0,
-            count: sizes.1,
-            #[expect(
-                clippy::cast_possible_truncation,
-                clippy::cast_sign_loss,
-                clippy::cast_precision_loss,
-                reason = "a part of a small number"
-            )]
-            last: 1 + ((sizes.0 - 1) as f64 * sizes.2) as usize,
+    (version, transport, options, header, any::<u32>(), flags, sizes).prop_map(
+        |(version, transport, options, (df, tos, ttl, identification), sequence, flags, sizes)| {
+            Flow {
+                version,
+                transport,
+                options: if transport == Transport::Tcp { options } else { Vec::new() },
+                fragment: if df { 0x4000 } else { 0 },
+                tos,
+                ttl,
+                identification,
+                sequence,
+                flags: flags.0,
+                last_flags: flags.1,
+                size: sizes.0,
+                count: sizes.1,
+                #[expect(
+                    clippy::cast_possible_truncation,
+                    clippy::cast_sign_loss,
+                    clippy::cast_precision_loss,
+                    reason = "a part of a small number"
+                )]
+                last: 1 + ((sizes.0 - 1) as f64 * sizes.2) as usize,
+            }
         },
     )
 }
@@ -67,16 +72,8 @@ impl Flow {
         let is_last = index + 1 == self.count;
         let payload = if is_last { self.last } else { self.size };
         let offset = u32::try_from(index * self.size).unwrap();
-        let mut packet = vec![0; IPV4_HEADER];
-        packet[..2].copy_from_slice(&[0x45, self.tos]);
-        put_u16(&mut packet, ipv4::FRAGMENT.start, self.fragment);
-        packet[ipv4::TTL] = self.ttl;
-        packet[ipv4::SOURCE].copy_from_slice(&[10, 244, 1, 5]);
-        packet[ipv4::DESTINATION].copy_from_slice(&[10, 244, 2, 7]);
-        packet[ipv4::PROTOCOL] = match self.transport {
-            Transport::Tcp => protocol::TCP,
-            Transport::Udp => protocol::UDP,
-        };
+        let mut packet = self.ip_header();
+        let ip_len = packet.len();
         packet.extend([0x12, 0x34, 0xab, 0xcd]);
         match self.transport {
             Transport::Udp => {
@@ -94,23 +91,51 @@ impl Flow {
         let index = u16::try_from(index).unwrap();
         packet.extend((0..payload).map(|at| (at * 7 + usize::from(index)).to_le_bytes()[0]));
         let len = packet.len();
-        finish_header(&mut packet[..IPV4_HEADER], len, self.identification.wrapping_add(index));
+        finish_header(&mut packet[..ip_len], len, self.identification.wrapping_add(index));
         mend(&mut packet, self.transport);
         packet
+    }
+
+    fn ip_header(&self) -> Vec<u8> {
+        let mut header = vec![0; self.version.header_len()];
+        let protocol = match self.transport {
+            Transport::Tcp => protocol::TCP,
+            Transport::Udp => protocol::UDP,
+        };
+        match self.version {
+            Version::V4 => {
+                header[..2].copy_from_slice(&[0x45, self.tos]);
+                put_u16(&mut header, ipv4::FRAGMENT.start, self.fragment);
+                header[ipv4::TTL] = self.ttl;
+                header[ipv4::PROTOCOL] = protocol;
+                header[ipv4::SOURCE].copy_from_slice(&[10, 244, 1, 5]);
+                header[ipv4::DESTINATION].copy_from_slice(&[10, 244, 2, 7]);
+            }
+            Version::V6 => {
+                let [high, low] = self.identification.to_be_bytes();
+                header[..4].copy_from_slice(&[0x60 | self.tos >> 4, self.tos << 4, high, low]);
+                header[ipv6::HOP_LIMIT] = self.ttl;
+                header[ipv6::NEXT_HEADER] = protocol;
+                header[ipv6::SOURCE].copy_from_slice(b"\x20\x01\x0d\xb8node-one-pod");
+                header[ipv6::DESTINATION].copy_from_slice(b"\x20\x01\x0d\xb8node-two-pod");
+            }
+        }
+        header
     }
 }
 
 /// Writes a checksum, word by word.
 fn mend(packet: &mut [u8], transport: Transport) {
-    let at = IPV4_HEADER + transport.checksum_offset();
+    let (ip_len, addresses, protocol) = match packet[0] >> 4 {
+        4 => (20, 12, packet[ipv4::PROTOCOL]),
+        _ => (40, 8, packet[ipv6::NEXT_HEADER]),
+    };
+    let at = ip_len + transport.checksum_offset();
     put_u16(packet, at, 0);
-    let segment_len = u16::try_from(packet.len() - IPV4_HEADER).unwrap();
-    let mut words = vec![u16::from(packet[ipv4::PROTOCOL]), segment_len];
-    words.extend(
-        packet[12..]
-            .chunks(2)
-            .map(|pair| u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)])),
-    );
+    let segment_len = u16::try_from(packet.len() - ip_len).unwrap();
+    let mut words = vec![u16::from(protocol), segment_len];
+    let pairs = packet[addresses..].chunks(2);
+    words.extend(pairs.map(|pair| u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)])));
     let sum = words.iter().fold(0_u32, |sum, word| {
         let sum = sum + u32::from(*word);
         (sum & 0xffff) + (sum >> 16)
@@ -184,10 +209,16 @@ proptest! {
     fn no_bytes_make_it_panic(
         mut bytes in prop::collection::vec(any::<u8>(), 20..120), size in any::<u16>(), kind in 0_u8..6, len in 0_u8..120,
     ) {
-        bytes[0] = 0x40 | (bytes[0] & 0x0f);
-        bytes[2] = 0;
-        bytes[3] = len;
-        bytes[ipv4::PROTOCOL] = if kind < 3 { protocol::TCP } else { protocol::UDP };
+        let protocol = if kind < 3 { protocol::TCP } else { protocol::UDP };
+        if bytes[0] & 0x80 == 0 {
+            bytes[0] = 0x40 | (bytes[0] & 0x0f);
+            put_u16(&mut bytes, ipv4::TOTAL_LENGTH.start, len.into());
+            bytes[ipv4::PROTOCOL] = protocol;
+        } else {
+            bytes[0] = 0x60;
+            put_u16(&mut bytes, ipv6::PAYLOAD_LENGTH.start, len.into());
+            bytes[ipv6::NEXT_HEADER] = protocol;
+        }
         let Some(packet) = Packet::parse(&bytes) else { return Ok(()) };
         let vnet = VnetHeader { gso_type: kind, gso_size: size, ..VnetHeader::default() };
         if let Some(cut) = Cut::new(vnet, &packet) {
@@ -207,6 +238,7 @@ proptest! {
 fn packets_that_differ_stay_apart() {
     type Change = fn(&mut Vec<u8>);
     let flow = Flow {
+        version: Version::V4,
         transport: Transport::Tcp,
         options: vec![1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2],
         fragment: 0x4000,
@@ -235,7 +267,7 @@ fn packets_that_differ_stay_apart() {
         let mut packets = flow.packets();
         change(&mut packets[1]);
         let len = packets[1].len();
-        finish_header(&mut packets[1][..IPV4_HEADER], len, 2);
+        finish_header(&mut packets[1][..20], len, 2);
         mend(&mut packets[1], Transport::Tcp);
         assert_eq!(merge(&packets).2, 1, "{what}");
     }
