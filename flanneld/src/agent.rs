@@ -10,15 +10,14 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use fabric::mac::MacAddr;
 use fabric::subnet_file::SubnetFile;
 use ipnetwork::IpNetwork;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, sleep};
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
-use crate::backend::{self, BackendError};
+use crate::backend::BackendError;
 use crate::cli::{InterfaceOptions, Options, StoreOptions};
 use crate::config::{ConfigError, NetworkConfig};
 use crate::external_interface::{self, ExternalInterface, NoInterface};
@@ -29,9 +28,11 @@ use crate::lease::LeaseKey;
 use crate::lease::acquire::Request;
 use crate::notifications::Notifications;
 use crate::reconciler::{self, Channels, Node};
-use crate::rules::engine::{Engine, warn_without_bridge_filter};
+use crate::reconfigure::{self, Circumstances};
+use crate::rules::engine::warn_without_bridge_filter;
+use crate::setup::{self, Choices, Setup};
 use crate::shutdown::Shutdown;
-use crate::store::{DirectoryStore, EtcdStore, KubeStore, LeaseStore, StoreError, Subnets};
+use crate::store::{DirectoryStore, EtcdStore, KubeStore, LeaseStore, StoreError};
 use crate::{health, install, readdress, renewal, retry};
 
 /// The network configuration is asked for this often until there is a valid one.
@@ -136,33 +137,22 @@ async fn serve(
     ready: watch::Sender<Readiness>,
 ) -> Result<(), StartError> {
     let config = network_config(&store).await;
-    let networks = PerFamily::from_fn(|family| Some(config.pools.get(family)?.network));
-    let families: Vec<_> = networks.families().collect();
+    let families: Vec<_> = config.pools.families().collect();
     let facts = store.node().await;
     options.interface.prefer(&facts.addresses);
     let interface = wait_for_interface(&options.interface, &families).await?;
-    let configure = |interface: &ExternalInterface| {
-        backend::configure(&config.backend, &networks, interface, |family, device| {
-            let published = || backend::published_mac(facts.published.as_ref()?, family);
-            let known = kernel::mac_of(device).or_else(published);
-            known.unwrap_or_else(|| MacAddr::local(rand::random()))
-        })
-    };
-    let backends = configure(&interface)?;
+    let choices = Choices::of(facts.published);
+    let setup = Setup::new(&config, &interface, &choices)?;
     let request = Request {
         pools: config.pools,
         previous: previous_subnets(&options),
-        attributes: backends.attributes(&interface),
+        attributes: setup.attributes.clone(),
     };
-    let engine = Engine::choose(config.enable_nftables, families.iter().copied());
-    warn_without_bridge_filter(engine, families.iter().copied());
+    warn_without_bridge_filter(setup.engine, families.iter().copied());
     let kernel = Kernel::start().map_err(system("start the thread that speaks to the kernel"))?;
     let traffic = kernel::log_traffic_on_signal(kernel.clone());
     let node = Node {
-        backends,
-        underlay: interface.name,
-        networks,
-        engine,
+        setup,
         rules: options.rules,
         blackhole: options.blackhole_route,
         rules_interval: options.rules_interval,
@@ -172,20 +162,13 @@ async fn serve(
     };
 
     let (updates, leases) = mpsc::channel(UPDATES);
-    let (published, current) = watch::channel(None);
+    let (published, held) = watch::channel(None);
     let (publish, attributes) = watch::channel(request.attributes.clone());
-    let (rebuild, rebuilt) = mpsc::channel(1);
-    let moved = async |interface: &ExternalInterface| match configure(interface) {
-        Ok(backends) => {
-            store.reconnect();
-            publish.send_replace(backends.attributes(interface));
-            // Nobody listens any more only when the program is ending.
-            let _ending = rebuild.send(backends).await;
-        }
-        Err(error) => error!(%error, "the new interface cannot be used"),
-    };
+    let (configs, config) = watch::channel(config);
+    let (interfaces, interface) = watch::channel(interface);
+    let (remade, setups) = mpsc::channel(1);
     let (doubts, doubted) = mpsc::channel(1);
-    let underlay_changed = Notify::new();
+    let (underlay_changed, config_changed) = (Notify::new(), Notify::new());
     let notifications = Notifications::open(&underlay_changed).map_err(deaf)?;
     let is_ready = ready.subscribe();
     let relist = Notify::new();
@@ -197,13 +180,17 @@ async fn serve(
         ready: ready.subscribe(),
         margin: options.renew_margin,
     };
-    let channels =
-        Channels { leases, backends: rebuilt, held: current, doubts, notifications, ready };
+    let circumstances =
+        Circumstances { interface: interface.clone(), held: held.clone(), choices: &choices };
+    let channels = Channels { leases, setups, publish, held, doubts, notifications, ready };
     tokio::select! {
         () = store.watch(updates, &relist) => Ok(()),
+        () = store.watch_config(&config_changed) => Ok(()),
         () = store.keep(request, renewal) => Ok(()),
         ended = reconciler::run(node, channels) => ended.map_err(deaf),
-        () = readdress::follow(&options.interface, interface, &underlay_changed, moved) => Ok(()),
+        () = readdress::follow(&store, &options.interface, &underlay_changed, interfaces) => Ok(()),
+        () = reconfigure::follow(&store, &config_changed, circumstances, configs) => Ok(()),
+        () = setup::remake(config, interface, &choices, remade) => Ok(()),
         () = notify_supervisor(is_ready.clone()) => Ok(()),
         () = install::tell_runtime(options.cni_conf, is_ready) => Ok(()),
         ended = traffic => ended.map_err(system("listen for SIGUSR1")),
@@ -212,12 +199,9 @@ async fn serve(
 
 /// Waits for a valid configuration, however long it takes: the administrator may just be writing it.
 async fn network_config<S: LeaseStore>(store: &S) -> NetworkConfig {
-    let parse = match S::SUBNETS {
-        Subnets::Chosen => NetworkConfig::parse,
-        Subnets::Assigned => NetworkConfig::parse_assigned,
+    let read = async || -> Result<NetworkConfig, NoConfig> {
+        Ok(S::SUBNETS.parse(&store.network_config().await?)?)
     };
-    let read =
-        async || -> Result<NetworkConfig, NoConfig> { Ok(parse(&store.network_config().await?)?) };
     retry::until_ok("read the network configuration", CONFIG_RETRY, read).await
 }
 

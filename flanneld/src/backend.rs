@@ -43,6 +43,12 @@ pub(crate) trait Backend {
 
     /// Returns the state that shall be, for a node that holds `own`.
     fn desired(&self, own: IpNetwork, peers: &[Peer<'_>]) -> Desired;
+
+    /// Returns what must stay of it when another backend has taken its place, because peers may
+    /// still send the old way.
+    fn remains(&self, _own: IpNetwork, _peers: &[Peer<'_>]) -> NetState {
+        NetState::default()
+    }
 }
 
 /// Another node, as one family sees it.
@@ -137,6 +143,17 @@ impl Backends {
             Some(backend.desired(own.subnet(family)?, &peers(family, leases)))
         };
         Family::ALL.into_iter().filter_map(of).fold(Desired::default(), Desired::join)
+    }
+
+    /// Returns what must stay of them when others have taken their place.
+    pub(crate) fn remains(&self, own: &LeaseKey, leases: &[(&LeaseKey, &Attributes)]) -> NetState {
+        let mut state = NetState::default();
+        for (family, backend) in self.by_family.iter() {
+            let subnet = own.subnet(family);
+            let of = |subnet| backend.remains(subnet, &peers(family, leases));
+            state.extend(subnet.map(of).unwrap_or_default());
+        }
+        state
     }
 }
 

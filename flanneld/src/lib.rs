@@ -19,6 +19,7 @@ mod agent;
 mod kernel;
 mod notifications;
 mod reconciler;
+mod setup;
 
 mod clock;
 mod errors;
@@ -28,6 +29,7 @@ mod health;
 mod install;
 mod pods;
 mod readdress;
+mod reconfigure;
 mod renewal;
 mod retry;
 mod secrets;

@@ -1,28 +1,30 @@
-//! Follows the address and the MTU of the interface between nodes.
+//! Follows the interface between nodes: its address, its MTU, and what is on its network.
 //!
 //! An interface may get another address while the node runs, from DHCP or by hand. Only when the
 //! one in use is gone is another one looked for: one that is merely added changes nothing.
 
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 use tracing::{info, warn};
 
 use crate::cli::InterfaceOptions;
 use crate::external_interface::{self, ExternalInterface};
 use crate::kernel;
+use crate::store::LeaseStore;
 
 /// How often it is looked without a notification.
 const CHECK: Duration = Duration::from_secs(10);
 
-/// Tells `moved` about every change, as long as the program runs.
+/// Tells about every change, as long as the program runs.
 pub(crate) async fn follow(
+    store: &impl LeaseStore,
     options: &InterfaceOptions,
-    mut current: ExternalInterface,
     changed: &Notify,
-    moved: impl AsyncFn(&ExternalInterface),
+    interfaces: watch::Sender<ExternalInterface>,
 ) {
+    let mut current = interfaces.borrow().clone();
     let families: Vec<_> = current.addresses.families().collect();
     let mut missed = false;
     loop {
@@ -36,11 +38,14 @@ pub(crate) async fn follow(
         match found {
             Some(found) if found == current => missed = false,
             Some(found) => {
+                if found.addresses != current.addresses {
+                    store.reconnect();
+                }
                 info!(
                     interface = %found, mtu = found.mtu.get(), before = %current,
-                    "the interface for the traffic between nodes changed"
+                    "the interface for the traffic between nodes, or what is on its network, changed"
                 );
-                moved(&found).await;
+                interfaces.send_replace(found.clone());
                 (current, missed) = (found, false);
             }
             None if missed => {}

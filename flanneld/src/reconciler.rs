@@ -14,8 +14,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use fabric::link_name::LinkName;
-use fabric::netstate::{RouteKey, Sysctl};
+use fabric::netstate::{NetState, RouteKey, Sysctl};
 use fabric::subnet_file::SubnetFile;
 use fabric::sysctl;
 use ipnetwork::IpNetwork;
@@ -26,14 +25,13 @@ use tracing::{debug, error, info, warn};
 use crate::backend::{Backends, Reason};
 use crate::clock;
 use crate::errors::chain;
-use crate::family::PerFamily;
 use crate::health::Readiness;
 use crate::kernel::{Kernel, Outcome, Wanted};
-use crate::lease::Lease;
 use crate::lease::table::{LeaseTable, LeaseUpdate};
+use crate::lease::{Attributes, Lease};
 use crate::notifications::{Interest, Notifications};
-use crate::rules::engine::Engine;
 use crate::rules::{self, RuleOptions};
+use crate::setup::Setup;
 
 /// Finds what no notification told.
 const CHECK_INTERVAL: Duration = Duration::from_secs(60);
@@ -51,11 +49,7 @@ const RETRY_MAX: Duration = Duration::from_secs(30);
 
 /// What hardly changes while the node runs.
 pub(crate) struct Node {
-    pub(crate) backends: Backends,
-    /// The interface between nodes.
-    pub(crate) underlay: LinkName,
-    pub(crate) networks: PerFamily<IpNetwork>,
-    pub(crate) engine: Engine,
+    pub(crate) setup: Setup,
     pub(crate) rules: RuleOptions,
     /// Whether packets to a pod that is not there vanish here, instead of by the default route.
     pub(crate) blackhole: bool,
@@ -67,23 +61,15 @@ pub(crate) struct Node {
     pub(crate) kernel: Kernel,
 }
 
-impl Node {
-    fn interest(&self) -> Interest {
-        Interest {
-            devices: self.backends.devices(),
-            underlay: Some(self.underlay),
-            networks: self.networks.values().copied().collect(),
-        }
-    }
-}
-
 /// Where events come from and where results go.
 pub(crate) struct Channels<'a> {
     pub(crate) leases: mpsc::Receiver<LeaseUpdate>,
     /// The lease to work with, once there is one.
     pub(crate) held: watch::Receiver<Option<Lease>>,
-    /// The backends, whenever they are others.
-    pub(crate) backends: mpsc::Receiver<Backends>,
+    /// The setup, whenever it is another one.
+    pub(crate) setups: mpsc::Receiver<Setup>,
+    /// Told what the lease shall say, once the kernel does as it says.
+    pub(crate) publish: watch::Sender<Attributes>,
     /// Told when the store holds something else under our key.
     pub(crate) doubts: mpsc::Sender<()>,
     pub(crate) notifications: Notifications<'a>,
@@ -97,6 +83,8 @@ struct Reconciler {
     table: LeaseTable,
     left_out: BTreeMap<IpNetwork, Reason>,
     failures: Vec<String>,
+    /// The backends before the last change, as long as something of them is still needed.
+    retiring: Option<Backends>,
     /// How long the last pass took.
     duration: Duration,
     /// Whether nobody tells when the rules change.
@@ -125,6 +113,7 @@ pub(crate) async fn run(node: Node, mut channels: Channels<'_>) -> io::Result<()
         table: LeaseTable::default(),
         left_out: BTreeMap::new(),
         failures: Vec::new(),
+        retiring: None,
         duration: Duration::ZERO,
         rules_unwatched: false,
         sysctls: BTreeMap::new(),
@@ -136,8 +125,8 @@ pub(crate) async fn run(node: Node, mut channels: Channels<'_>) -> io::Result<()
     reconciler.take(snapshot, &channels.doubts);
     let mut retry = RETRY_MIN;
     loop {
-        channels.notifications.restart(reconciler.node.interest());
-        let done = reconciler.pass(&channels.ready).await;
+        channels.notifications.restart(reconciler.interest());
+        let done = reconciler.pass(&channels.ready, &channels.publish).await;
         retry = if done { RETRY_MIN } else { (retry * 2).min(RETRY_MAX) };
         let pause = if done { reconciler.check_interval() } else { retry };
         let again = Instant::now() + reconciler.departure().map_or(pause, |at| at.min(pause));
@@ -177,9 +166,9 @@ impl Reconciler {
                     }
                     return Ok(true);
                 }
-                backends = channels.backends.recv() => {
-                    let Some(backends) = backends else { return Ok(false) };
-                    self.node.backends = backends;
+                setup = channels.setups.recv() => {
+                    let Some(setup) = setup else { return Ok(false) };
+                    self.change_to(setup);
                     return Ok(true);
                 }
                 changed = channels.notifications.changed(), if !settling => {
@@ -194,6 +183,27 @@ impl Reconciler {
                 }
                 () = sleep_until(deadline) => return Ok(true),
             }
+        }
+    }
+
+    fn interest(&self) -> Interest {
+        let Setup { backends, underlay, networks, .. } = &self.node.setup;
+        let retiring = self.retiring.iter().flat_map(Backends::devices);
+        Interest {
+            devices: backends.devices().into_iter().chain(retiring).collect(),
+            underlay: Some(*underlay),
+            networks: networks.values().copied().collect(),
+        }
+    }
+
+    /// Takes another setup. Devices that it does not have stay as long as peers may send to them.
+    fn change_to(&mut self, setup: Setup) {
+        let before = std::mem::replace(&mut self.node.setup, setup).backends;
+        let devices = self.node.setup.backends.devices();
+        if !before.devices().is_subset(&devices) {
+            self.retiring = Some(before);
+        } else if self.retiring.as_ref().is_some_and(|old| old.devices().is_subset(&devices)) {
+            self.retiring = None;
         }
     }
 
@@ -238,13 +248,24 @@ impl Reconciler {
     }
 
     /// Compares and corrects everything once. Returns whether all is as it shall be.
-    async fn pass(&mut self, ready: &watch::Sender<Readiness>) -> bool {
+    async fn pass(
+        &mut self,
+        ready: &watch::Sender<Readiness>,
+        publish: &watch::Sender<Attributes>,
+    ) -> bool {
         self.table.forget(clock::since_boot());
         let own = self.own.subnet;
         let leases: Vec<_> = self.table.peers(&own).collect();
-        let scope = self.node.backends.scope(&own, &leases);
         let start = Instant::now();
-        let desired = self.node.backends.desired(&own, &leases);
+        let Setup { backends, networks, engine, attributes, .. } = &self.node.setup;
+        let mut scope = backends.scope(&own, &leases);
+        let mut desired = backends.desired(&own, &leases);
+        let remains = self.retiring.as_ref().map(|retiring| {
+            scope = std::mem::take(&mut scope).join(retiring.scope(&own, &leases));
+            retiring.remains(&own, &leases)
+        });
+        let retired = remains.as_ref().is_some_and(|remains| *remains == NetState::default());
+        desired.state.extend(remains.unwrap_or_default());
         self.sysctls.clone_from(&desired.state.sysctls);
         let peers = leases.len().saturating_sub(desired.left_out.len());
         let mut state = desired.state;
@@ -254,10 +275,11 @@ impl Reconciler {
         let wanted = Wanted {
             scope,
             state,
-            engine: self.node.engine,
-            rules: rules::desired(&self.node.rules, &self.node.networks, &own),
+            engine: *engine,
+            rules: rules::desired(&self.node.rules, networks, &own),
             forwarding: desired.forwarding,
         };
+        let attributes = attributes.clone();
         self.report_left_out(desired.left_out);
         begin(ready);
         let outcome = self.node.kernel.make_true(wanted).await;
@@ -265,8 +287,18 @@ impl Reconciler {
         self.rules_unwatched = outcome.rules_unwatched;
         self.report(&outcome, peers);
         let written = outcome.node_failures.is_empty() && self.write_subnet_file();
+        if outcome.node_failures.is_empty() {
+            publish.send_if_modified(|published| {
+                let changed = *published != attributes;
+                *published = attributes;
+                changed
+            });
+        }
         let achieved =
             Readiness { node: written, peers: outcome.other_failures.is_empty(), busy_since: None };
+        if retired && achieved.is_complete() {
+            self.retiring = None;
+        }
         ready.send_if_modified(|ready| {
             let before = std::mem::replace(ready, achieved);
             (before.node, before.peers) != (achieved.node, achieved.peers)
@@ -277,8 +309,8 @@ impl Reconciler {
     /// Tells the CNI plugin, once the node's own device and rules are there.
     fn write_subnet_file(&mut self) -> bool {
         let own = self.own.subnet;
-        let networks = self.node.networks.values().copied();
-        let mtu = self.node.backends.pod_mtu().get();
+        let networks = self.node.setup.networks.values().copied();
+        let mtu = self.node.setup.backends.pod_mtu().get();
         let masquerade = self.node.ip_masq;
         let file = SubnetFile::new(networks, own.subnets(), mtu, masquerade);
         let path = &self.node.subnet_file;

@@ -14,8 +14,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
+use tokio::time::sleep;
 use tracing::warn;
 
+use crate::config::{ConfigError, NetworkConfig};
 use crate::family::PerFamily;
 use crate::lease::acquire::{Listed, Request};
 use crate::lease::keeper::{Answer, Step};
@@ -29,6 +31,9 @@ pub(crate) use kube::KubeStore;
 
 /// How long a lease lasts without being renewed.
 pub(crate) const LEASE_TTL: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// A store that cannot tell about its configuration is asked for it this often.
+const CONFIG_POLL: Duration = Duration::from_secs(10);
 
 /// Keeps leases.
 pub(crate) trait LeaseStore {
@@ -45,6 +50,15 @@ pub(crate) trait LeaseStore {
 
     /// Gets a lease for this node and keeps it, as long as somebody listens.
     async fn keep(&self, request: Request, channels: Channels<'_>);
+
+    /// Tells whenever the network configuration may be another one, and at the beginning, as long
+    /// as the program runs.
+    async fn watch_config(&self, changed: &Notify) {
+        loop {
+            changed.notify_one();
+            sleep(CONFIG_POLL).await;
+        }
+    }
 
     /// The address of this node changed: connections from the old one are dead and do not know it.
     fn reconnect(&self) {}
@@ -67,6 +81,16 @@ pub(crate) enum Subnets {
     Chosen,
     /// Somebody else.
     Assigned,
+}
+
+impl Subnets {
+    /// Decodes and checks a network configuration for such nodes.
+    pub(crate) fn parse(self, json: &[u8]) -> Result<NetworkConfig, ConfigError> {
+        match self {
+            Self::Chosen => NetworkConfig::parse(json),
+            Self::Assigned => NetworkConfig::parse_assigned(json),
+        }
+    }
 }
 
 /// What a store knows of a node that it knows by its name.

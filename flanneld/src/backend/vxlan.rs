@@ -263,12 +263,16 @@ impl Backend for Vxlan {
         for peer in &admitted {
             self.add_peer(peer, &mut desired.state);
         }
-        desired.state.links.insert(self.device, self.link.clone());
-        let ip = IpNetwork::from(own.network());
-        desired.state.addresses.insert(Address { link: self.device, ip });
-        desired.state.tx_checksum.extend(self.tx_checksum.map(|on| (self.device, on)));
-        desired.state.sysctls = self.sysctls();
+        self.add_device(own, &mut desired.state);
         desired
+    }
+
+    fn remains(&self, own: IpNetwork, peers: &[Peer<'_>]) -> NetState {
+        let mut state = NetState::default();
+        if peers.iter().any(|peer| peer.backend_type == "vxlan") {
+            self.add_device(own, &mut state);
+        }
+        state
     }
 }
 
@@ -293,6 +297,14 @@ impl Vxlan {
             source: None,
         };
         state.routes.insert(RouteKey::main(subnet), route);
+    }
+
+    fn add_device(&self, own: IpNetwork, state: &mut NetState) {
+        state.links.insert(self.device, self.link.clone());
+        let ip = IpNetwork::from(own.network());
+        state.addresses.insert(Address { link: self.device, ip });
+        state.tx_checksum.extend(self.tx_checksum.map(|on| (self.device, on)));
+        state.sysctls = self.sysctls();
     }
 
     fn sysctls(&self) -> BTreeMap<Sysctl, String> {

@@ -6,6 +6,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Write};
@@ -17,7 +18,7 @@ use futures_util::StreamExt;
 use inotify::{Inotify, WatchMask};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{sleep, timeout};
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::{Decoder, LEASE_TTL, LeaseStore, SharedStore, StoreError};
 use crate::clock;
@@ -212,6 +213,16 @@ impl LeaseStore for DirectoryStore {
         renewal::keep(self, request, clock::since_boot, channels).await;
     }
 
+    async fn watch_config(&self, changed: &Notify) {
+        loop {
+            changed.notify_one();
+            if let Err(error) = self.follow_config(changed).await {
+                debug!(%error, "the configuration is not watched at the moment");
+            }
+            sleep(EXPIRY_CHECK).await;
+        }
+    }
+
     /// Every change is told as a snapshot, so there is nothing that could have to be listed again.
     async fn watch(&self, updates: mpsc::Sender<LeaseUpdate>, _relist: &Notify) {
         while !updates.is_closed() {
@@ -244,6 +255,25 @@ impl SharedStore for DirectoryStore {
 }
 
 impl DirectoryStore {
+    /// Tells of every change in the directories that may hold the configuration.
+    async fn follow_config(&self, changed: &Notify) -> io::Result<()> {
+        let inotify = Inotify::init()?;
+        // A file that is replaced, also by way of a link, as that of a ConfigMap is.
+        let mask = WatchMask::MOVED_TO | WatchMask::CLOSE_WRITE | WatchMask::CREATE;
+        inotify.watches().add(&self.path, mask)?;
+        if let Some(directory) = self.net_config.parent().filter(|directory| directory.is_dir()) {
+            inotify.watches().add(directory, mask)?;
+        }
+        let mut events = inotify.into_event_stream([0; 4096])?;
+        while let Some(event) = events.next().await {
+            // Whoever changes a lease opens the lock.
+            if event?.name.as_deref() != Some(OsStr::new("lock")) {
+                changed.notify_one();
+            }
+        }
+        Ok(())
+    }
+
     /// Tells everything after every change; a directory has no history to resume from.
     async fn follow(&self, updates: &mpsc::Sender<LeaseUpdate>) -> Result<(), StoreError> {
         let subnets = self.subnets();

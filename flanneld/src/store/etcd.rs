@@ -53,6 +53,10 @@ impl EtcdStore {
         Ok(Self { connection, prefix, decoder: RefCell::default() })
     }
 
+    fn config_key(&self) -> String {
+        format!("{}/config", self.prefix)
+    }
+
     /// Keys of leases start with this.
     fn subnets(&self) -> String {
         format!("{}/subnets/", self.prefix)
@@ -295,7 +299,7 @@ async fn next(stream: &mut WatchStream) -> Result<Option<WatchResponse>, Error> 
 
 impl LeaseStore for EtcdStore {
     async fn network_config(&self) -> Result<Vec<u8>, StoreError> {
-        let key = format!("{}/config", self.prefix);
+        let key = self.config_key();
         let response = self
             .connection
             .call("read the network configuration", |mut client| {
@@ -309,6 +313,36 @@ impl LeaseStore for EtcdStore {
 
     async fn keep(&self, request: Request, channels: Channels<'_>) {
         renewal::keep(self, request, clock::since_boot, channels).await;
+    }
+
+    async fn watch_config(&self, changed: &Notify) {
+        let mut backoff = BACKOFF_MIN;
+        loop {
+            let opened = self.connection.call("watch the network configuration", |mut client| {
+                let key = self.config_key();
+                async move { client.watch(key, None).await }
+            });
+            // Whatever is wrong with the connection is told by those who need it more.
+            let mut stream = match opened.await {
+                Ok(stream) => stream,
+                Err(error) => {
+                    debug!(error = %chain(&error), "the configuration is not watched at the moment");
+                    sleep(backoff).await;
+                    backoff = (backoff * 2).min(BACKOFF_MAX);
+                    continue;
+                }
+            };
+            // The first message says that the watch has begun.
+            while let Ok(Some(response)) = next(&mut stream).await {
+                if response.canceled() {
+                    break;
+                }
+                changed.notify_one();
+                backoff = BACKOFF_MIN;
+            }
+            sleep(backoff).await;
+            backoff = (backoff * 2).min(BACKOFF_MAX);
+        }
     }
 
     fn reconnect(&self) {
