@@ -168,12 +168,14 @@ mod tests {
     }
 
     /// Every value, but for the addresses.
-    const VALUES: [&str; 9] = [
+    const VALUES: [&str; 11] = [
         r#"{"PublicIP":"0.0.0.0","PublicIPv6":"fd99::1","BackendType":"host-gw"}"#,
         r#"{"PublicIP":"0.0.0.0","PublicIPv6":"fd99::1","BackendType":"vxlan","BackendV6Data":{"VNI":1,"VtepMAC":"02:00:00:00:00:01"}}"#,
+        r#"{"PublicIP":"0.0.0.0","PublicIPv6":"fd99::1","BackendV6Data":{"Port":8285}}"#,
         r#"{"PublicIP":"0.0.0.0","PublicIPv6":"fd99::1"}"#,
         r#"{"PublicIP":"198.51.100.1","PublicIPv6":"fd99::1","BackendType":"host-gw"}"#,
         r#"{"PublicIP":"198.51.100.1","PublicIPv6":"fd99::1","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:01"},"BackendV6Data":{"VNI":1,"VtepMAC":"02:00:00:00:00:01"}}"#,
+        r#"{"PublicIP":"198.51.100.1","PublicIPv6":"fd99::1","BackendV6Data":{"Port":8285}}"#,
         r#"{"PublicIP":"198.51.100.1","PublicIPv6":"fd99::1"}"#,
         r#"{"PublicIP":"198.51.100.1","PublicIPv6":null,"BackendType":"host-gw"}"#,
         r#"{"PublicIP":"198.51.100.1","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:01"}}"#,
