@@ -13,6 +13,7 @@ pub mod vni;
 pub mod netlink;
 pub mod netns;
 pub mod netstate;
+pub mod offload;
 pub mod packet_filter;
 pub mod plan;
 pub mod sysctl;

@@ -44,10 +44,15 @@ pub struct NetState {
     pub vlans: BTreeMap<(LinkName, u16), PortVlan>,
     /// Unicast routes with one next hop.
     pub routes: BTreeMap<RouteKey, Route>,
+    /// Destinations to which packets vanish, unless a better route exists.
+    pub blackholes: BTreeSet<RouteKey>,
     /// How much links may send.
     pub shapers: BTreeMap<LinkName, TokenBucket>,
     /// By which other link everything leaves that comes in by a link.
     pub redirects: BTreeMap<LinkName, LinkName>,
+    /// Whether links leave the checksums of what they send to be computed further down. Set, never
+    /// restored.
+    pub tx_checksum: BTreeMap<LinkName, bool>,
     /// Kernel parameters. They are set, never restored.
     pub sysctls: BTreeMap<Sysctl, String>,
 }
@@ -61,11 +66,13 @@ impl NetState {
             neighbours,
             fdb,
             routes,
+            blackholes,
             unrouted,
             probed,
             vlans,
             shapers,
             redirects,
+            tx_checksum,
             sysctls,
         } = other;
         self.links.extend(links);
@@ -73,11 +80,13 @@ impl NetState {
         self.neighbours.extend(neighbours);
         self.fdb.extend(fdb);
         self.routes.extend(routes);
+        self.blackholes.extend(blackholes);
         self.unrouted.extend(unrouted);
         self.probed.extend(probed);
         self.vlans.extend(vlans);
         self.shapers.extend(shapers);
         self.redirects.extend(redirects);
+        self.tx_checksum.extend(tx_checksum);
         self.sysctls.extend(sysctls);
     }
 }
@@ -281,6 +290,14 @@ impl RouteKey {
     pub fn main(destination: IpNetwork) -> Self {
         let metric = if destination.is_ipv4() { 0 } else { 1024 };
         Self { table: Self::TABLE_MAIN, destination, metric }
+    }
+
+    /// A route of the main table that counts where nobody has another one.
+    pub fn last_resort(network: IpNetwork) -> Self {
+        let destination = IpNetwork::new(network.network(), network.prefix())
+            .expect("the prefix of a network is valid");
+        // Above what the kernel and the managers of networks give to theirs.
+        Self { table: Self::TABLE_MAIN, destination, metric: 1 << 30 }
     }
 }
 

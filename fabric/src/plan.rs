@@ -17,7 +17,8 @@ use crate::link_name::LinkName;
 use crate::mac::MacAddr;
 use crate::mtu::Mtu;
 use crate::netstate::{
-    Address, Link, LinkKind, NetState, PortVlan, Route, RouteKey, Sysctl, TokenBucket, Vxlan,
+    Address, Link, LinkKind, NetState, PortVlan, ROUTE_PROTOCOL, Route, RouteKey, Sysctl,
+    TokenBucket, Vxlan,
 };
 
 use bridge::{new_port_changes, port_changes};
@@ -40,6 +41,8 @@ pub enum Op {
     SetLink(LinkName, LinkChange),
     /// Set a kernel parameter.
     SetSysctl(Sysctl, String),
+    /// Let a link leave checksums to be computed further down, or not.
+    SetTxChecksum(LinkName, bool),
     /// Make a link that lives in the namespace at this path, on a link of this one. It is down at
     /// first. No plan for a state does so.
     AddLinkIn(PathBuf, LinkName, Link),
@@ -71,6 +74,10 @@ pub enum Op {
     ReplaceRoute(RouteKey, Route),
     /// Remove a route.
     DelRoute(RouteKey, Route),
+    /// Let packets to a destination vanish.
+    AddBlackhole(RouteKey),
+    /// Let them no longer vanish.
+    DelBlackhole(RouteKey),
     /// Limit how much a link sends.
     ReplaceShaper(LinkName, TokenBucket),
     /// Let a link send as much as it can.
@@ -128,6 +135,7 @@ pub fn diff(desired: &NetState, observed: &NetState) -> Plan {
     diff.change_links(&mut ops);
     diff.replace_vlans(&mut ops);
     diff.set_sysctls(&mut ops);
+    diff.set_offloads(&mut ops);
     diff.replace_addresses(&flushed, &mut ops);
     diff.bring_links_up(&mut ops);
     diff.replace_neighbours(&mut ops);
@@ -135,6 +143,7 @@ pub fn diff(desired: &NetState, observed: &NetState) -> Plan {
     diff.replace_routes(&flushed, &mut ops);
     diff.shape(&mut ops);
     diff.unshape(&mut ops);
+    diff.change_blackholes(&mut ops);
     diff.del_routes(&mut ops);
     diff.del_fdb_entries(&mut ops);
     diff.del_neighbours(&mut ops);
@@ -283,6 +292,14 @@ impl Diff<'_> {
         }
     }
 
+    fn set_offloads(&self, ops: &mut Vec<Op>) {
+        for (link, on) in &self.desired.tx_checksum {
+            if self.observed.tx_checksum.get(link) != Some(on) || !self.survives(link) {
+                ops.push(Op::SetTxChecksum(*link, *on));
+            }
+        }
+    }
+
     fn flushed_subnets(&self) -> Flushed {
         let obsolete = self.observed.addresses.difference(&self.desired.addresses);
         let subnet_of = |address: &Address| (address.link, subnet(address.ip));
@@ -349,6 +366,12 @@ impl Diff<'_> {
                 Some(_) => {}
             }
         }
+    }
+
+    fn change_blackholes(&self, ops: &mut Vec<Op>) {
+        let (desired, observed) = (&self.desired.blackholes, &self.observed.blackholes);
+        ops.extend(desired.difference(observed).copied().map(Op::AddBlackhole));
+        ops.extend(observed.difference(desired).copied().map(Op::DelBlackhole));
     }
 
     fn del_routes(&self, ops: &mut Vec<Op>) {
@@ -445,6 +468,7 @@ impl Op {
                 | Self::DelFdbEntry(..)
                 | Self::DelRoute(..)
                 | Self::DelVlan(..)
+                | Self::DelBlackhole(_)
                 | Self::DelShaper(_)
                 | Self::DelIngress(_)
         )
@@ -497,6 +521,7 @@ impl fmt::Display for Op {
             }
             Self::SetLink(name, change) => write!(f, "ip link set {name} {change}"),
             Self::SetSysctl(key, value) => write!(f, "sysctl -w {key}={value}"),
+            Self::SetTxChecksum(link, on) => write!(f, "ethtool -K {link} tx {}", on_off(*on)),
             Self::ReplaceAddress(Address { link, ip }) => {
                 write!(f, "ip address replace {ip} dev {link}")
             }
@@ -527,6 +552,8 @@ impl fmt::Display for Op {
                 write!(f, "ip route replace {}", RouteText(key, route))
             }
             Self::DelRoute(key, route) => write!(f, "ip route del {}", RouteText(key, route)),
+            Self::AddBlackhole(key) => write!(f, "ip route add blackhole {}", KeyText(key)),
+            Self::DelBlackhole(key) => write!(f, "ip route del blackhole {}", KeyText(key)),
             Self::ReplaceShaper(link, bucket) => {
                 write!(f, "tc qdisc replace dev {link} root handle 1: tbf{bucket}")
             }
@@ -632,6 +659,16 @@ impl fmt::Display for LinkChange {
 
 const fn on_off(on: bool) -> &'static str {
     if on { "on" } else { "off" }
+}
+
+/// A marked route that leads nowhere.
+struct KeyText<'a>(&'a RouteKey);
+
+impl fmt::Display for KeyText<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let RouteKey { table, destination, metric } = self.0;
+        write!(f, "{destination} table {table} proto {ROUTE_PROTOCOL} metric {metric}")
+    }
 }
 
 struct RouteText<'a>(&'a RouteKey, &'a Route);

@@ -220,6 +220,56 @@ fn routes_of_the_predecessor_are_told_by_their_next_hops() {
 }
 
 #[test]
+fn checksums_are_switched_and_stay_so_when_the_tunnel_is_made_anew() {
+    sandboxed(|| {
+        underlay();
+        let mut desired = tunnel(1);
+        let scope = Scope { tx_checksum: true, ..tunnel_scope() };
+        let mut socket = Socket::open().unwrap();
+        let mut converge = |desired: &NetState| converge(&mut socket, &scope, desired).unwrap();
+        converge(&desired);
+        assert!(converge(&desired).plan.is_empty(), "what is not wanted is not touched");
+        for on in [false, true, false] {
+            desired.tx_checksum.insert(name("flannel.1"), on);
+            assert!(converge(&desired).failures.is_empty());
+            assert!(converge(&desired).plan.is_empty());
+            let state =
+                if on { "tx-checksum-ip-generic: on" } else { "tx-checksum-ip-generic: off" };
+            assert!(run("ethtool", "-k flannel.1").contains(state));
+        }
+        ip("link delete flannel.1");
+        converge(&desired);
+        assert!(run("ethtool", "-k flannel.1").contains("tx-checksum-ip-generic: off"));
+    });
+}
+
+#[test]
+fn blackholes_come_and_go_and_yield_to_every_other_route() {
+    sandboxed(|| {
+        underlay();
+        let subnets = ["10.244.3.0/24", "fd00:10:244:3::/64"].map(|net| net.parse().unwrap());
+        let desired = NetState {
+            blackholes: subnets.map(RouteKey::last_resort).into(),
+            ..NetState::default()
+        };
+        let scope = Scope { networks: Vec::new(), ..tunnel_scope() };
+        let mut socket = Socket::open().unwrap();
+        ip("route add blackhole 10.244.4.0/24");
+        for plan_len in [2, 0] {
+            let report = converge(&mut socket, &scope, &desired).unwrap();
+            assert!(report.failures.is_empty(), "{:?}", report.failures);
+            assert_eq!(report.plan.ops.len(), plan_len, "{}", report.plan);
+        }
+        let get = |to: &str| Command::new("ip").args(["route", "get", to]).output().unwrap();
+        assert!(!get("10.244.3.7").status.success() && !get("fd00:10:244:3::7").status.success());
+        ip("addr add 10.244.3.1/24 dev eth0");
+        assert!(get("10.244.3.7").status.success(), "the bridge of the pods counts");
+        assert_eq!(converge(&mut socket, &scope, &NetState::default()).unwrap().plan.ops.len(), 2);
+        assert_eq!(ip("route show type blackhole").trim(), "blackhole 10.244.4.0/24");
+    });
+}
+
+#[test]
 fn a_route_of_somebody_else_is_reported_and_not_fought() {
     sandboxed(|| {
         underlay();

@@ -29,6 +29,7 @@ use crate::lease::acquire::Request;
 use crate::notifications::Notifications;
 use crate::reconciler::{self, Channels, Node};
 use crate::reconfigure::{self, Circumstances};
+use crate::rules::engine::warn_without_bridge_filter;
 use crate::setup::{self, Choices, Setup};
 use crate::shutdown::Shutdown;
 use crate::store::{DirectoryStore, EtcdStore, KubeStore, LeaseStore, StoreError};
@@ -147,11 +148,13 @@ async fn serve(
         previous: previous_subnets(&options),
         attributes: setup.attributes.clone(),
     };
+    warn_without_bridge_filter(setup.engine, families.iter().copied());
     let kernel = Kernel::start().map_err(system("start the thread that speaks to the kernel"))?;
     let traffic = kernel::log_traffic_on_signal(kernel.clone());
     let node = Node {
         setup,
         rules: options.rules,
+        blackhole: options.blackhole_route,
         rules_interval: options.rules_interval,
         ip_masq: options.ip_masq,
         subnet_file: options.subnet_file,

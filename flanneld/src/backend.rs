@@ -233,6 +233,8 @@ pub(crate) enum BackendError {
     Unknown(String),
     #[error("the options of Backend do not decode")]
     Json(#[from] fabric::json::Error),
+    #[error("Backend.TxChecksum {0:?} is unknown: want auto, off or on")]
+    TxChecksum(String),
     #[error("Backend.{key} {value} is out of range: want {expected}")]
     Range { key: &'static str, value: i64, expected: &'static str },
     #[error(

@@ -47,6 +47,7 @@ pub(crate) struct Options {
     pub(crate) ip_masq: bool,
     pub(crate) rules: RuleOptions,
     pub(crate) rules_interval: Duration,
+    pub(crate) blackhole_route: bool,
     pub(crate) health: Option<SocketAddr>,
     /// What to tell the container runtime.
     pub(crate) cni_conf: Option<CniConf>,
@@ -127,8 +128,6 @@ pub(crate) enum UsageError {
     NoValue(String),
     #[error("invalid value {value:?} for flag -{flag}: {expected}")]
     Value { flag: &'static str, value: String, expected: String },
-    #[error("flag -{flag} is not available: {instead}")]
-    NotAvailable { flag: &'static str, instead: &'static str },
     #[error("flanneld lease: {0}; {usage}", usage = lease::USAGE)]
     Lease(String),
 }
@@ -236,7 +235,6 @@ impl Typed {
     }
 
     fn options(self) -> Result<Options, UsageError> {
-        self.refuse_what_is_not_available()?;
         let health = match self.number("healthz-port")? {
             ..=0 => None,
             port => Some(SocketAddr::new(
@@ -257,6 +255,7 @@ impl Typed {
             ip_masq: self.switch("ip-masq"),
             rules: self.rules()?,
             rules_interval: Duration::from_secs(interval.clamp(1, 3600).unsigned_abs()),
+            blackhole_route: self.switch("ip-blackhole-route"),
             health,
             cni_conf: self
                 .path("cni-conf-install")
@@ -264,15 +263,6 @@ impl Typed {
             verbosity: self.number("v")?,
             ignored: self.ignored,
         })
-    }
-
-    fn refuse_what_is_not_available(&self) -> Result<(), UsageError> {
-        let blackhole = "leave it out";
-        let not_yet = [("ip-blackhole-route", blackhole)];
-        match not_yet.into_iter().find(|(flag, _)| self.switch(flag)) {
-            Some((flag, instead)) => Err(UsageError::NotAvailable { flag, instead }),
-            None => Ok(()),
-        }
     }
 
     fn store(&self) -> Result<StoreOptions, UsageError> {

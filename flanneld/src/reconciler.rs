@@ -14,7 +14,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use fabric::netstate::{NetState, Sysctl};
+use fabric::netstate::{NetState, RouteKey, Sysctl};
 use fabric::subnet_file::SubnetFile;
 use fabric::sysctl;
 use ipnetwork::IpNetwork;
@@ -51,6 +51,8 @@ const RETRY_MAX: Duration = Duration::from_secs(30);
 pub(crate) struct Node {
     pub(crate) setup: Setup,
     pub(crate) rules: RuleOptions,
+    /// Whether packets to a pod that is not there vanish here, instead of by the default route.
+    pub(crate) blackhole: bool,
     /// How often rules are compared when the kernel does not tell that they change.
     pub(crate) rules_interval: Duration,
     /// What the subnet file says about masquerading.
@@ -266,9 +268,13 @@ impl Reconciler {
         desired.state.extend(remains.unwrap_or_default());
         self.sysctls.clone_from(&desired.state.sysctls);
         let peers = leases.len().saturating_sub(desired.left_out.len());
+        let mut state = desired.state;
+        if self.node.blackhole {
+            state.blackholes.extend(own.subnets().map(RouteKey::last_resort));
+        }
         let wanted = Wanted {
             scope,
-            state: desired.state,
+            state,
             engine: *engine,
             rules: rules::desired(&self.node.rules, networks, &own),
             forwarding: desired.forwarding,

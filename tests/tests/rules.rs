@@ -213,6 +213,34 @@ fn absent_programs_are_named_and_waited_for_or_done_without() {
     });
 }
 
+#[test]
+fn packets_to_a_pod_that_is_not_there_vanish_where_there_is_no_bridge() {
+    sandboxed(|| {
+        let mut cluster = Cluster::new(1, Store::Directory);
+        let node = cluster.node(1).namespace().clone();
+        node.ip("route add blackhole 10.244.77.0/24");
+        cluster.start_with(1, &["--ip-blackhole-route"]);
+        cluster.wait_until_ready(1);
+        let subnet = cluster.node(1).subnet_file_value("FLANNEL_SUBNET").unwrap();
+        let absent = subnet.replace(".1/24", ".99");
+        assert!(node.try_ip(&format!("route get {absent}")).is_err());
+        node.ip(&format!("route del blackhole {}", subnet.replace(".1/24", ".0/24")));
+        wait::until("the blackhole is back", || {
+            match node.try_ip(&format!("route get {absent}")) {
+                Ok(route) => Err(route),
+                Err(_) => Ok(()),
+            }
+        });
+        // The bridge of the pods counts more.
+        let pod = pod::attach_to_each(cluster.nodes(), 1).remove(0);
+        ping(&node, pod.address()).expect("the pod is there");
+        cluster.stop(1);
+        cluster.start(1);
+        cluster.wait_until_ready(1);
+        assert_eq!(node.ip("route show type blackhole").trim(), "blackhole 10.244.77.0/24");
+    });
+}
+
 fn mount(arguments: &[&str]) {
     program::run(program::installed("mount").args(arguments));
 }

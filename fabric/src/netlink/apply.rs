@@ -29,10 +29,10 @@ use crate::link_name::LinkName;
 use crate::mac::MacAddr;
 use crate::netns::Netns;
 use crate::netstate::{
-    Address, Link, LinkKind, Macvlan, MacvlanMode, Route, RouteKey, VethPeer, Vxlan,
+    Address, Link, LinkKind, Macvlan, MacvlanMode, ROUTE_PROTOCOL, Route, RouteKey, VethPeer, Vxlan,
 };
 use crate::plan::{LinkChange, Op, Plan};
-use crate::{sysctl, tun};
+use crate::{offload, sysctl, tun};
 
 /// An operation that was not done.
 #[derive(Debug, thiserror::Error)]
@@ -97,6 +97,10 @@ impl<'a> Applier<'a> {
                 self.flush();
                 return sysctl::write(key, value);
             }
+            Op::SetTxChecksum(link, on) => {
+                self.flush();
+                return offload::set_tx_checksum(*link, *on);
+            }
             Op::AddLink(name, Link { kind: LinkKind::Tun, .. }) => {
                 // One of another kind may still be in the queue for removal.
                 self.flush();
@@ -126,6 +130,8 @@ impl<'a> Applier<'a> {
             Op::AddRoute(key, route) => add_route(self.index(route.link)?, key, route),
             Op::ReplaceRoute(key, route) => replace_route(self.index(route.link)?, key, route),
             Op::DelRoute(key, route) => del_route(self.index(route.link)?, key, route),
+            Op::AddBlackhole(key) => add_blackhole(key),
+            Op::DelBlackhole(key) => del_blackhole(key),
             Op::ReplaceShaper(link, bucket) => shaping::replace_shaper(self.index(*link)?, bucket),
             Op::DelShaper(link) => shaping::del_shaper(self.index(*link)?),
             Op::AddIngress(link) => shaping::add_ingress(self.index(*link)?),
@@ -477,6 +483,31 @@ fn replace_route(index: u32, key: &RouteKey, to: &Route) -> Request {
 
 fn del_route(index: u32, key: &RouteKey, to: &Route) -> Request {
     Request { message: RouteNetlinkMessage::DelRoute(route(index, key, to)), flags: 0 }
+}
+
+fn blackhole(key: &RouteKey) -> RouteMessage {
+    let destination = key.destination;
+    let mut message = RouteMessage::default();
+    message.header.address_family = family(destination.ip());
+    message.header.destination_prefix_length = destination.prefix();
+    message.header.table = u8::try_from(key.table).unwrap_or(0);
+    message.header.kind = RouteType::BlackHole;
+    message.header.protocol = RouteProtocol::Other(ROUTE_PROTOCOL);
+    message.attributes = vec![
+        RouteAttribute::Destination(route_address(destination.network())),
+        RouteAttribute::Table(key.table),
+        RouteAttribute::Priority(key.metric),
+    ];
+    message
+}
+
+fn add_blackhole(key: &RouteKey) -> Request {
+    let message = RouteNetlinkMessage::NewRoute(blackhole(key));
+    Request { message, flags: NLM_F_CREATE | NLM_F_EXCL }
+}
+
+fn del_blackhole(key: &RouteKey) -> Request {
+    Request { message: RouteNetlinkMessage::DelRoute(blackhole(key)), flags: 0 }
 }
 
 const fn replace(message: RouteNetlinkMessage) -> Request {

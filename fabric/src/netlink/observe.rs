@@ -27,8 +27,8 @@ use crate::netstate::{
     Address, BridgePort, Link, LinkKind, Macvlan, MacvlanMode, NetState, ROUTE_PROTOCOL, Route,
     RouteKey, Sysctl, Vxlan,
 };
-use crate::sysctl;
 use crate::vni::Vni;
+use crate::{offload, sysctl};
 
 /// What of a namespace is looked at. What is found there counts as ours: whoever wants to leave
 /// some of it alone takes it out of the result.
@@ -48,6 +48,8 @@ pub struct Scope {
     pub vlans: bool,
     /// Whether to read how much these links may send and where what comes in by them goes.
     pub shaping: bool,
+    /// Whether to read which checksums links compute.
+    pub tx_checksum: bool,
     /// Which routes to read.
     pub routes: Routes,
     /// The networks outside of which addresses and routes are somebody else's, unless a route on
@@ -100,6 +102,7 @@ impl Scope {
             fdb: !desired.fdb.is_empty(),
             vlans: !desired.vlans.is_empty(),
             shaping: !(desired.shapers.is_empty() && desired.redirects.is_empty()),
+            tx_checksum: !desired.tx_checksum.is_empty(),
             routes: if desired.routes.is_empty() { Routes::None } else { Routes::OnLinks },
             networks: Vec::new(),
             adopted: Vec::new(),
@@ -117,6 +120,7 @@ impl Scope {
             fdb,
             vlans,
             shaping,
+            tx_checksum,
             routes,
             networks,
             adopted,
@@ -129,6 +133,7 @@ impl Scope {
         self.fdb |= fdb;
         self.vlans |= vlans;
         self.shaping |= shaping;
+        self.tx_checksum |= tx_checksum;
         self.routes = self.routes.max(routes);
         self.networks.extend(networks);
         self.adopted.extend(adopted);
@@ -153,6 +158,13 @@ impl Scope {
             true => on_link || marked || adopted(),
             false => on_link && marked,
         }
+    }
+
+    /// Only those with our mark are ours, because nothing else tells them apart.
+    fn has_blackhole(&self, message: &RouteMessage, key: &RouteKey) -> bool {
+        self.routes == Routes::OnLinksAndMarked
+            && message.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL)
+            && self.is_inside(key.destination)
     }
 
     fn is_inside(&self, network: IpNetwork) -> bool {
@@ -221,7 +233,11 @@ pub fn observe(socket: &mut Socket, scope: &Scope) -> Result<NetState, NetlinkEr
         state.shapers = shaping::observe_shapers(socket, &names)?;
     }
     if scope.routes != Routes::None {
-        state.routes = observe_routes(socket, scope, names)?;
+        (state.routes, state.blackholes) = observe_routes(socket, scope, names)?;
+    }
+    if scope.tx_checksum {
+        let value = |link: &LinkName| Some((*link, offload::tx_checksum(*link).ok()?));
+        state.tx_checksum = state.links.keys().filter_map(value).collect();
     }
     for key in &scope.sysctls {
         if let Ok(value) = sysctl::read(key) {
@@ -506,13 +522,18 @@ fn observe_routes(
     socket: &mut Socket,
     scope: &Scope,
     mut names: BTreeMap<u32, LinkName>,
-) -> Result<BTreeMap<RouteKey, Route>, NetlinkError> {
-    let mut routes = BTreeMap::new();
+) -> Result<(BTreeMap<RouteKey, Route>, BTreeSet<RouteKey>), NetlinkError> {
+    let (mut routes, mut blackholes) = (BTreeMap::new(), BTreeSet::new());
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         let mut request = RouteMessage::default();
         request.header.address_family = family;
         for row in socket.dump("routes", &RouteNetlinkMessage::GetRoute(request))? {
             let RouteNetlinkMessage::NewRoute(message) = row else { continue };
+            if message.header.kind == RouteType::BlackHole {
+                blackholes
+                    .extend(decode_key(&message).filter(|key| scope.has_blackhole(&message, key)));
+                continue;
+            }
             let Some(index) = output_interface(&message) else { continue };
             if scope.may_be_elsewhere(&message) && !names.contains_key(&index) {
                 names.extend(socket.name_of(index)?.map(|name| (index, name)));
@@ -521,7 +542,7 @@ fn observe_routes(
             routes.extend(route.filter(|(key, route)| scope.has(key, route)));
         }
     }
-    Ok(routes)
+    Ok((routes, blackholes))
 }
 
 fn output_interface(message: &RouteMessage) -> Option<u32> {
@@ -540,27 +561,36 @@ fn decode_route(message: &RouteMessage, link: LinkName) -> Option<(RouteKey, Rou
     if kernel_made || header.kind != RouteType::Unicast {
         return None;
     }
-    let any = if header.address_family == AddressFamily::Inet {
-        IpAddr::from([0; 4])
-    } else {
-        IpAddr::from([0; 16])
+    let (mut via, mut source) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Gateway(address) => via = Some(ip(address)?),
+            RouteAttribute::PrefSource(address) => source = Some(ip(address)?),
+            _ => {}
+        }
+    }
+    let onlink = header.flags.contains(RouteFlags::Onlink);
+    let protocol = u8::from(header.protocol);
+    Some((decode_key(message)?, Route { link, via, onlink, protocol, source }))
+}
+
+fn decode_key(message: &RouteMessage) -> Option<RouteKey> {
+    let header = &message.header;
+    let mut destination = match header.address_family {
+        AddressFamily::Inet => IpAddr::from([0; 4]),
+        _ => IpAddr::from([0; 16]),
     };
-    let (mut destination, mut via, mut source) = (any, None, None);
     let (mut table, mut metric) = (u32::from(header.table), 0);
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Destination(address) => destination = ip(address)?,
-            RouteAttribute::Gateway(address) => via = Some(ip(address)?),
-            RouteAttribute::PrefSource(address) => source = Some(ip(address)?),
             RouteAttribute::Table(number) => table = *number,
             RouteAttribute::Priority(number) => metric = *number,
             _ => {}
         }
     }
     let destination = IpNetwork::new(destination, header.destination_prefix_length).ok()?;
-    let onlink = header.flags.contains(RouteFlags::Onlink);
-    let protocol = u8::from(header.protocol);
-    Some((RouteKey { table, destination, metric }, Route { link, via, onlink, protocol, source }))
+    Some(RouteKey { table, destination, metric })
 }
 
 pub(super) fn ip(address: &RouteAddress) -> Option<IpAddr> {

@@ -35,6 +35,10 @@ impl Model {
             Op::AddLink(name, link) => return self.add_link(*name, link),
             Op::DelLink(name) => return self.del_link(*name),
             Op::SetLink(name, change) => return self.set_link(*name, change),
+            Op::SetTxChecksum(link, on) => {
+                self.link(*link)?;
+                self.0.tx_checksum.insert(*link, *on);
+            }
             Op::SetSysctl(key, value) => {
                 self.0.sysctls.insert(key.clone(), value.clone());
             }
@@ -65,6 +69,12 @@ impl Model {
             Op::AddRoute(key, _) if self.0.routes.contains_key(key) => return Err(Refusal::Eexist),
             Op::AddRoute(key, route) | Op::ReplaceRoute(key, route) => {
                 return self.replace_route(*key, *route);
+            }
+            Op::AddBlackhole(key) => {
+                self.0.blackholes.insert(*key).then_some(()).ok_or(Refusal::Eexist)?;
+            }
+            Op::DelBlackhole(key) => {
+                self.0.blackholes.remove(key).then_some(()).ok_or(Refusal::Enoent)?;
             }
             Op::DelRoute(key, _) => {
                 self.0.routes.remove(key).ok_or(Refusal::Enoent)?;
@@ -161,6 +171,7 @@ impl Model {
         self.0.neighbours.retain(|(link, _), _| *link != name);
         self.0.fdb.retain(|(link, _), _| *link != name);
         self.0.routes.retain(|_, route| route.link != name);
+        self.0.tx_checksum.remove(&name);
         self.0.shapers.retain(|link, _| *link != name);
         let links = &self.0.links;
         self.0.vlans.retain(|(link, _), _| links.get(link).is_some_and(|link| link.port.is_some()));

@@ -130,6 +130,17 @@ fn a_tunnel_is_made_anew_with_everything_on_it_where_the_kernel_cannot() {
 }
 
 #[test]
+fn a_blackhole_is_one_route_without_a_link() {
+    let mut desired = NetState::default();
+    desired.blackholes.insert(RouteKey::last_resort("10.244.1.0/24".parse().unwrap()));
+    let route = "blackhole 10.244.1.0/24 table 254 proto 199 metric 1073741824\n";
+    let nothing = NetState::default();
+    assert_eq!(diff(&desired, &nothing).to_string(), format!("ip route add {route}"));
+    assert_eq!(diff(&nothing, &desired).to_string(), format!("ip route del {route}"));
+    assert!(diff(&desired, &desired).is_empty());
+}
+
+#[test]
 fn a_route_made_by_somebody_else_is_adopted_without_a_gap() {
     let mut observed = node(&[(2, 2, 2)]);
     observed.routes.values_mut().for_each(|route| route.protocol = 3);
@@ -208,6 +219,7 @@ proptest! {
         })?;
         // Parameters are set and never restored.
         reached.sysctls.retain(|key, _| desired.sysctls.contains_key(key));
+        reached.tx_checksum.retain(|link, _| desired.tx_checksum.contains_key(link));
         // A port without desired VLANs keeps those that it has.
         let has_vlans = |port: &LinkName| desired.vlans.keys().any(|(link, _)| link == port);
         reached.vlans.retain(|(port, _), _| has_vlans(port));
@@ -238,10 +250,12 @@ prop_compose! {
         peers in peers(),
         vni in 1..3_u32,
         learning: bool,
+        tx_checksum: Option<bool>,
         mtu in 1400..1403_u32,
         tunnel in proptest::bool::weighted(0.8),
         bridge in proptest::option::weighted(0.8, (any::<bool>(), 1..4_u8, any::<bool>())),
         forwarding: bool,
+        blackhole: bool,
         shaped in proptest::option::weighted(0.5, (1..3_u64, 1..3_u8)),
         vlans in proptest::collection::btree_map(1..4_u16, (any::<bool>(), any::<bool>()), 0..3),
     ) -> NetState {
@@ -250,6 +264,7 @@ prop_compose! {
             link.mtu = Mtu::new(mtu);
             let LinkKind::Vxlan(vxlan) = &mut link.kind else { unreachable!() };
             (vxlan.vni, vxlan.learning) = (Vni::new(vni).unwrap(), learning);
+            state.tx_checksum.extend(tx_checksum.map(|on| (name("flannel.1"), on)));
         }
         if let Some((hairpin, host, second_address)) = bridge {
             add_bridge(&mut state, hairpin, host, second_address);
@@ -257,6 +272,9 @@ prop_compose! {
         }
         if let Some((rate, ifb)) = shaped {
             shape(&mut state, rate, ifb);
+        }
+        if blackhole {
+            state.blackholes.insert(RouteKey::last_resort("10.244.1.0/24".parse().unwrap()));
         }
         if forwarding {
             state.sysctls.insert(Sysctl::ipv4_forwarding(), "1".to_owned());

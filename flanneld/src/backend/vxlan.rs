@@ -8,6 +8,7 @@
 //! which of the two it is, is decided anew whenever routes change.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::net::IpAddr;
 
 use fabric::link_name::LinkName;
@@ -51,6 +52,8 @@ pub(crate) struct Vxlan {
     /// Whether peers on the network of the interface get a plain route instead.
     direct_routing: bool,
     vni: Vni,
+    /// Whether checksums are left to be computed behind the device; `None` to leave that alone.
+    tx_checksum: Option<bool>,
     /// Kernels without IPv6 do not have the parameter.
     has_ipv6: bool,
 }
@@ -71,6 +74,8 @@ struct Options {
     vni: Option<i64>,
     #[serde(rename = "Port")]
     port: Option<i64>,
+    #[serde(rename = "TxChecksum")]
+    tx_checksum: String,
     #[serde(rename = "MTU")]
     mtu: Option<i64>,
     #[serde(rename = "GBP")]
@@ -121,8 +126,21 @@ impl Vxlan {
         });
         let link = Link { mac: Some(mac), mtu: Some(mtu), ..Link::up(kind) };
         let has_ipv6 = sysctl::has_ipv6();
+        let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        let tx_checksum = options.tx_checksum(&release)?;
         let direct_routing = options.direct_routing;
-        Ok(Self { network, device, link, mtu, mac, underlay, direct_routing, vni, has_ipv6 })
+        Ok(Self {
+            network,
+            device,
+            link,
+            mtu,
+            mac,
+            underlay,
+            direct_routing,
+            vni,
+            tx_checksum,
+            has_ipv6,
+        })
     }
 
     /// Returns how packets get to a peer.
@@ -168,6 +186,18 @@ impl Options {
         match self.port {
             None | Some(0) => Some(DEFAULT_PORT),
             Some(port) => u16::try_from(port).ok(),
+        }
+    }
+
+    /// Before 5.7, the kernel wrote wrong checksums into outer packets that were masqueraded while
+    /// those of the inner ones were still to be computed, as happens behind kube-proxy; the peer
+    /// drops them.
+    fn tx_checksum(&self, release: &str) -> Result<Option<bool>, BackendError> {
+        match self.tx_checksum.as_str() {
+            "" | "auto" => Ok(is_before_5_7(release).then_some(false)),
+            "off" => Ok(Some(false)),
+            "on" => Ok(Some(true)),
+            other => Err(BackendError::TxChecksum(other.to_owned())),
         }
     }
 
@@ -217,6 +247,7 @@ impl Backend for Vxlan {
             routes: Routes::OnLinksAndMarked,
             networks: vec![self.network],
             adopted: vec![adopted(&self.underlay, peers)],
+            tx_checksum: self.tx_checksum.is_some(),
             sysctls: self.sysctls().into_keys().collect(),
             ..Scope::default()
         }
@@ -272,6 +303,7 @@ impl Vxlan {
         state.links.insert(self.device, self.link.clone());
         let ip = IpNetwork::from(own.network());
         state.addresses.insert(Address { link: self.device, ip });
+        state.tx_checksum.extend(self.tx_checksum.map(|on| (self.device, on)));
         state.sysctls = self.sysctls();
     }
 
@@ -302,6 +334,15 @@ const fn vni_range(family: Family) -> &'static str {
     match family {
         Family::V4 => "0 to 9999999",
         Family::V6 => "0 to 9999 with IPv6",
+    }
+}
+
+/// Whether this is the release of a kernel before 5.7, such as `5.4.0-150-generic`.
+fn is_before_5_7(release: &str) -> bool {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => (major, minor) < (5, 7),
+        _ => false,
     }
 }
 

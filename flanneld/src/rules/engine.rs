@@ -1,11 +1,12 @@
 //! The engine that the rules go into: which one it is, and that the rules are in it and in no other.
 
 use std::fmt;
+use std::path::Path;
 
 use fabric::packet_filter;
 use fabric::packet_filter::iptables::{self, IpVersion, Iptables, Variant};
 use fabric::packet_filter::nft::Nft;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::iptables::tables;
 use super::nftables::ruleset;
@@ -50,6 +51,36 @@ impl Engine {
         info!(%engine, reason, "engine for packet filter rules chosen");
         engine
     }
+}
+
+/// Says so if the kernel does not show bridged packets to iptables: kube-proxy's translation of a
+/// service address is then not undone for answers that stay on the bridge of the pods.
+///
+/// It is no reason to stop. Without services nobody misses it, and the module can be loaded later.
+pub(crate) fn warn_without_bridge_filter(
+    engine: Engine,
+    families: impl IntoIterator<Item = Family>,
+) {
+    let exists = |parameter: &str| Path::new("/proc/sys").join(parameter).exists();
+    for parameter in missed_parameters(engine, families, exists) {
+        warn!(
+            %parameter,
+            "br_netfilter is not loaded: pods that reach a pod of their own node by the address of \
+             a service get no answer; load it with modprobe br_netfilter"
+        );
+    }
+}
+
+/// The parameters of the module that rules of these families need and that do not exist.
+pub(super) fn missed_parameters(
+    engine: Engine,
+    families: impl IntoIterator<Item = Family>,
+    exists: impl Fn(&str) -> bool,
+) -> Vec<String> {
+    let needed = families.into_iter().filter(|_| engine == Engine::Iptables);
+    let names =
+        needed.map(|family| format!("net/bridge/bridge-nf-call-{}", version(family).program()));
+    names.filter(|name| !exists(name)).collect()
 }
 
 /// Why the rules are not as they shall be.

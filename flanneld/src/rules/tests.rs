@@ -8,7 +8,7 @@ use std::process::Command;
 use flannel_tests::program;
 use flannel_tests::sandbox::sandboxed;
 
-use super::engine::{Engine, RuleKeeper};
+use super::engine::{Engine, RuleKeeper, missed_parameters};
 use super::*;
 
 fn net(text: &str) -> IpNetwork {
@@ -114,4 +114,14 @@ fn iptables_holds_what_is_desired_in_the_older_tables() {
         let nft = nft_listing();
         assert!(!nft.contains("FLANNEL"), "{nft}");
     });
+}
+
+#[test]
+fn bridge_filter_is_missed_with_iptables_only_and_by_family() {
+    let missed = |engine, exists: fn(&str) -> bool| missed_parameters(engine, Family::ALL, exists);
+    let both = ["net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables"];
+    assert_eq!(missed(Engine::Iptables, |_| false), both);
+    assert_eq!(missed(Engine::Iptables, |name| name.ends_with("-iptables")), both[1..]);
+    assert!(missed(Engine::Iptables, |_| true).is_empty());
+    assert!(missed(Engine::Nftables, |_| false).is_empty());
 }

@@ -184,6 +184,26 @@ fn options_shape_the_device() {
 }
 
 #[test]
+fn checksums_are_computed_early_where_it_is_said_or_the_kernel_is_old() {
+    let switched = |text: &str, release: &str| {
+        Options { tx_checksum: text.to_owned(), ..Options::default() }.tx_checksum(release).unwrap()
+    };
+    for release in ["3.10.0-1160.el7.x86_64", "4.19.0-27-amd64", "5.4.0-150-generic", "5.6"] {
+        assert_eq!(switched("", release), Some(false), "{release}");
+    }
+    for release in ["5.7.0", "5.10.0-32-amd64", "6.18.44", "", "unknown"] {
+        assert_eq!(switched("auto", release), None, "{release}");
+    }
+    assert_eq!((switched("on", "4.19"), switched("off", "6.1")), (Some(true), Some(false)));
+    let vxlan = configure(json!({"TxChecksum": "off"})).unwrap();
+    let own = "10.244.3.0/24".parse().unwrap();
+    let plan = diff(&vxlan.desired(own, &[]).state, &fabric::netstate::NetState::default());
+    assert!(plan.to_string().contains("\nethtool -K flannel.1 tx off\n"), "{plan}");
+    let error = configure(json!({"TxChecksum": "maybe"})).unwrap_err().to_string();
+    assert!(error.contains("TxChecksum \"maybe\""), "{error}");
+}
+
+#[test]
 fn options_that_cannot_be_are_refused() {
     for (options, text) in [
         (json!({"VNI": 16_777_216}), "Backend.VNI 16777216 is out of range: want 0 to 9999999"),
