@@ -120,9 +120,8 @@ pub fn reservation(directory: &Path, bytes: &[u8]) {
     let attachment = attachment();
     let store = Store::open(directory, &attachment.network).expect("it is writable");
     let foreign = Path::new(OsStr::from_bytes(name));
-    let is_name = matches!(foreign.components().collect::<Vec<_>>()[..], [Component::Normal(_)])
-        && name.len() < 200
-        && !name.contains(&0)
+    let is_name = (1..200).contains(&name.len())
+        && !name.iter().any(|byte| matches!(byte, 0 | b'/'))
         && !name.starts_with(b".")
         && name != b"lock";
     let path = directory.join(attachment.network.as_str()).join(foreign);
