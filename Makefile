@@ -20,7 +20,7 @@ DIST := target/dist
 TIME ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint bench fuzz requirements clean
+.PHONY: help build demo test lint bench fuzz sanitize requirements clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +63,12 @@ fuzz: ## Fuzz what reads foreign bytes, TIME=seconds each; needs a nightly Rust 
 	    echo "== $$target"; \
 	    cargo +nightly fuzz run --fuzz-dir tests/fuzz $$target -- -max_total_time=$(TIME) -timeout=10 || exit 1; \
 	done
+
+sanitize: ## Run the udp data path under load and the address sanitizer for TIME=seconds; needs a nightly Rust
+	@cargo +nightly --version >/dev/null 2>&1 || \
+	    { echo "missing: rustup toolchain install nightly" >&2; exit 1; }
+	ASAN_OPTIONS=detect_leaks=0 LOAD_SECONDS=$(TIME) RUSTFLAGS=-Zsanitizer=address \
+	    cargo +nightly test --target $(HOST) --target-dir target/sanitize -p flanneld --lib backend::udp
 
 requirements: ## Install the programs that building, testing and measuring need (Debian, as root)
 	@tests/requirements.sh build demo test bench

@@ -68,6 +68,14 @@ pub fn command_line(bytes: &[u8]) {
     let _refused = cli::parse(words.into_iter().map(str::to_owned), environment);
 }
 
+/// What the TUN device hands out, or a peer sends behind ten bytes.
+///
+/// # Panics
+/// If cutting, merging or answering does, or makes something that is no packet.
+pub fn tunnel_packet(bytes: &[u8]) {
+    crate::backend::udp::foreign::cut_and_merge(bytes);
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -89,6 +97,22 @@ mod tests {
             nearly(alphabet).prop_map(String::into_bytes),
             proptest::collection::vec(any::<u8>(), 0..64),
         ]
+    }
+
+    /// A header, and a packet of TCP or UDP whose length is right.
+    fn packet_bytes() -> impl Strategy<Value = Vec<u8>> {
+        let noise = proptest::collection::vec(any::<u8>(), 50..400);
+        (noise, any::<bool>(), any::<bool>(), 1_u8..100).prop_map(|(mut bytes, v6, udp, size)| {
+            let len = bytes.len() - 10;
+            let len = u16::try_from(if v6 { len - 40 } else { len }).unwrap().to_be_bytes();
+            let protocol = if udp { 17 } else { 6 };
+            let (first, len_at, protocol_at) = if v6 { (0x60, 14, 16) } else { (0x45, 12, 19) };
+            bytes[1] = if udp { 5 } else { 1 + 3 * u8::from(v6) };
+            bytes[4..6].copy_from_slice(&u16::from(size).to_ne_bytes());
+            (bytes[10], bytes[protocol_at]) = (first, protocol);
+            bytes[len_at..len_at + 2].copy_from_slice(&len);
+            bytes
+        })
     }
 
     const KEY: &str =
@@ -126,6 +150,11 @@ mod tests {
                 r#"{{"Network":"{network}/{prefix}","SubnetLen":{len},"Backend":{{"Type":"vxlan"}}}}"#
             );
             net_conf(json.as_bytes());
+        }
+
+        #[test]
+        fn packets(bytes in packet_bytes()) {
+            tunnel_packet(&bytes);
         }
 
         #[test]

@@ -24,6 +24,9 @@ mod merge;
 mod offload;
 mod packet;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod foreign;
+
 mod descriptor;
 mod socket;
 mod tun;
