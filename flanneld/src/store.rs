@@ -161,9 +161,11 @@ impl Decoder {
         if self.complaints.get(key) == Some(&complaint) {
             return;
         }
-        warn!(key = ?key, reason = %complaint, "something that is no lease was left out");
+        let reason = complaint.clone();
         if self.complaints.len() < COMPLAINTS_MAX {
             self.complaints.insert(key.to_owned(), complaint);
         }
+        let so_far = self.complaints.len();
+        warn!(key = ?key, %reason, so_far, "something that is no lease was left out");
     }
 }

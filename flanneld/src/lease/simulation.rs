@@ -2,7 +2,8 @@
 //! against a model of the store. A seed reproduces a run.
 //!
 //! `cargo test -p flanneld simulation` runs 100 000 seeds, and
-//! `LEASE_SEEDS=1000000 cargo test -p flanneld simulation` a million in five minutes. `LEASE_SEED=n` runs one, and
+//! `LEASE_SEEDS=1000000 cargo test -p flanneld simulation` a million in some ten minutes.
+//! `LEASE_SEED=n` runs one, and
 //! prints what happened after `-- --nocapture`.
 //!
 //! [`Keeper`]: super::keeper::Keeper
