@@ -136,7 +136,7 @@ fn the_unit_starts_flanneld_with_flags_that_it_has() {
     let flags = command.strip_prefix("/usr/local/bin/flanneld ").unwrap().split(' ');
     // The version is only told when everything before it was understood.
     program::run(Command::new(program::flanneld()).args(flags).arg("--version"));
-    for line in ["Type=notify", "FileDescriptorStoreMax=16", "Restart=always"] {
+    for line in ["Type=notify", "FileDescriptorStoreMax=32", "Restart=always"] {
         assert!(unit.lines().any(|other| other == line), "{line}");
     }
 }
