@@ -1,3 +1,5 @@
+//! Which program is run, and what comes back from it.
+
 use std::fs;
 use std::os::unix::fs::symlink;
 
