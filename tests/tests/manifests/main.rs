@@ -19,6 +19,8 @@ use serde_json::{Value, json};
 
 mod chart;
 mod containers;
+mod schema;
+mod validity;
 mod yaml;
 
 fn config(name: &str) -> String {
@@ -56,11 +58,7 @@ fn the_chart_runs_with_its_own_values() {
 
 #[test]
 fn the_chart_says_what_its_values_say() {
-    let network = |change: fn(&mut Value)| {
-        let manifest = chart::render(change);
-        let text = object(&manifest, "ConfigMap")["data"]["net-conf.json"].as_str().unwrap();
-        serde_json::from_str::<Value>(text).unwrap_or_else(|e| panic!("{e} in {text}"))
-    };
+    let network = |change: fn(&mut Value)| network_config(&chart::render(change));
     let stock = json!({
         "Network": "10.244.0.0/16", "EnableNFTables": false, "Backend": { "Type": "vxlan" },
     });
@@ -127,6 +125,9 @@ fn the_chart_and_the_manifest_ask_for_the_same() {
 fn the_base_for_overlays_names_what_is_there() {
     let base = &yaml::parse(&config("kustomization.yaml"))[0];
     assert_eq!(texts(&base["resources"]), ["kube-flannel.yml"]);
+    let mut fields: Vec<_> = base.as_object().unwrap().keys().collect();
+    fields.sort_unstable();
+    assert_eq!(fields, ["apiVersion", "images", "kind", "resources"]);
     let image = base["images"][0]["name"].as_str().unwrap();
     assert!(config("kube-flannel.yml").contains(&format!("image: {image}:")));
 }
@@ -191,6 +192,12 @@ fn start(cluster: &Cluster, number: u8, manifest: &[Value]) -> Daemon {
 
 fn pod_spec(manifest: &[Value]) -> &Value {
     &object(manifest, "DaemonSet")["spec"]["template"]["spec"]
+}
+
+/// The network configuration of the ConfigMap.
+fn network_config(manifest: &[Value]) -> Value {
+    let text = object(manifest, "ConfigMap")["data"]["net-conf.json"].as_str().unwrap();
+    serde_json::from_str(text).unwrap_or_else(|e| panic!("{e} in {text}"))
 }
 
 /// Puts the files of the ConfigMap on a node.
