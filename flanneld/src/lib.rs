@@ -16,6 +16,7 @@ mod rules;
 mod lease_command;
 
 mod agent;
+mod former;
 mod kernel;
 mod notifications;
 mod reconciler;
