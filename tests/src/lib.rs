@@ -22,6 +22,7 @@ pub mod etcd_cluster;
 pub mod fault;
 pub mod kube_api;
 pub mod lease_lab;
+pub mod net_conf;
 pub mod node;
 pub mod partition;
 pub mod underlay;
