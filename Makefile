@@ -20,7 +20,7 @@ DIST := target/dist
 TIME ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint bench fuzz sanitize requirements clean
+.PHONY: help build demo test test-kubernetes lint bench fuzz sanitize requirements clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,16 @@ test: ## Run all tests; as root on Debian this installs the programs that they n
 	@tests/requirements.sh build demo test
 	$(CARGO) build $(CARGO_FLAGS) --workspace
 	$(CARGO) test $(CARGO_FLAGS) --workspace
+
+# Where the programs of Kubernetes are built, once.
+KUBERNETES ?= $(CURDIR)/target/kubernetes
+
+test-kubernetes: ## Run the tests of Kubernetes against a real one, built from Debian's sources; as root
+	@tests/requirements.sh build test
+	tests/build-kubernetes.sh $(KUBERNETES)
+	$(CARGO) build $(CARGO_FLAGS) --workspace
+	KUBERNETES=$(KUBERNETES) $(CARGO) test $(CARGO_FLAGS) -p flannel-tests --features kubernetes \
+	    --test kube --test kube_connection --test kubernetes -- --test-threads=2
 
 lint: ## Check formatting, run clippy and build the documentation, warnings denied
 	@tests/requirements.sh --check build
