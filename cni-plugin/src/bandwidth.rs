@@ -17,7 +17,7 @@ use sha2::{Digest, Sha512};
 
 use crate::attachment;
 use crate::bridge::lookup;
-use crate::invocation::Attachment;
+use crate::invocation::{Attachment, Id};
 
 /// Checked limits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -148,18 +148,19 @@ pub fn add_to(
 pub fn ifb(attachment: &Attachment) -> LinkName {
     let Attachment { network, container, if_name } = attachment;
     match if_name.as_str() {
-        "eth0" => ifb_of_go(attachment),
+        "eth0" => ifb_of_go(network, container),
         other => name(&format!("{network}{container}/{other}")),
     }
 }
 
-fn ifb_of_go(attachment: &Attachment) -> LinkName {
-    name(&format!("{}{}", attachment.network, attachment.container))
+/// The name of the link for what comes from all interfaces of a container, as the Go plugin makes it.
+pub fn ifb_of_go(network: &Id, container: &Id) -> LinkName {
+    name(&format!("{network}{container}"))
 }
 
 /// The names that such a link may have, whoever made it.
 pub fn ifb_names(attachment: &Attachment) -> [LinkName; 2] {
-    [ifb(attachment), ifb_of_go(attachment)]
+    [ifb(attachment), ifb_of_go(&attachment.network, &attachment.container)]
 }
 
 /// Whether a link with one of these names is of the attachment. The Go plugin leaves no remark.
@@ -185,7 +186,6 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::invocation::Id;
 
     fn attachment(container: &str, if_name: &str) -> Attachment {
         Attachment {

@@ -58,7 +58,7 @@ impl fmt::Display for Command {
 /// The identity of a container or a network: a letter or digit, then also `_`, `.` and `-`.
 ///
 /// Such a name is safe as one component of a path.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Id(String);
 
 impl Id {
