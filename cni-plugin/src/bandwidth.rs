@@ -187,21 +187,13 @@ mod tests {
 
     use super::*;
 
-    fn attachment(container: &str, if_name: &str) -> Attachment {
-        Attachment {
-            network: Id::new("cbr0").unwrap(),
-            container: Id::new(container).unwrap(),
-            if_name: if_name.parse().unwrap(),
-        }
-    }
-
     fn limits(config: Value) -> Result<Limits, String> {
         Limits::new(config.as_object().unwrap()).map_err(|error| crate::error::chain(&error))
     }
 
     #[test]
     fn the_name_is_that_of_the_go_plugin_for_the_first_interface() {
-        let of = |if_name| ifb(&attachment("abc", if_name)).to_string();
+        let of = |if_name| ifb(&Attachment::named("cbr0", "abc", if_name)).to_string();
         assert_eq!(of("eth0"), "bwp64e75f641d11");
         assert_ne!(of("net1"), of("eth0"));
     }
@@ -215,7 +207,13 @@ mod tests {
         }));
         let veth: LinkName = "veth01234567".parse().unwrap();
         let mut desired = NetState::default();
-        add_to(&mut desired, &attachment("abc", "eth0"), veth, Mtu::new(1450), &both.unwrap());
+        add_to(
+            &mut desired,
+            &Attachment::named("cbr0", "abc", "eth0"),
+            veth,
+            Mtu::new(1450),
+            &both.unwrap(),
+        );
         let expected = "\
 ip link add bwp64e75f641d11 address 2a:3d:05:3a:ed:e1 mtu 1450 txqueuelen 0 type ifb
 ip link set bwp64e75f641d11 alias \"abc/eth0/cbr0\"

@@ -93,6 +93,19 @@ pub struct Attachment {
     pub if_name: LinkName,
 }
 
+#[cfg(test)]
+impl Attachment {
+    /// One for tests.
+    ///
+    /// # Panics
+    /// If one of these is no name.
+    pub(crate) fn named(network: &str, container: &str, if_name: &str) -> Self {
+        let id = |text| Id::new(text).expect("a name");
+        let if_name = if_name.parse().expect("a name of an interface");
+        Self { network: id(network), container: id(container), if_name }
+    }
+}
+
 /// What comes with every command about one attachment.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Call {
