@@ -28,6 +28,7 @@ const PORT: u16 = 18080;
 #[test]
 fn a_node_becomes_ready_and_its_pod_is_reached_and_leaves_no_trace() {
     sandboxed_as_root(|| {
+        make_room();
         let underlay = Underlay::create();
         let api = KubeApi::running(&underlay);
         let other = Node::create(&underlay, 2);
@@ -109,8 +110,21 @@ fn a_node_becomes_ready_and_its_pod_is_reached_and_leaves_no_trace() {
     });
 }
 
-/// Joins the network of the sandbox itself to the underlay, installs the plugin and makes room for
-/// what kubelet and containerd write.
+/// Makes room for what kubelet and containerd write.
+fn make_room() {
+    let none: Option<&str> = None;
+    for directory in ["/opt", "/var/log"] {
+        mount(Some("tmpfs"), directory, Some("tmpfs"), MsFlags::empty(), none).unwrap();
+    }
+    for directory in ["/opt/cni/bin", "/etc/cni/net.d", "/var/lib/kubelet", "/run/netns"] {
+        fs::create_dir_all(directory).unwrap();
+    }
+    // Runtimes mount namespaces there, and `ip netns` would hide them.
+    mount(Some("/run/netns"), "/run/netns", none, MsFlags::MS_BIND, none).unwrap();
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SHARED, none).unwrap();
+}
+
+/// Joins the network of the sandbox itself to the underlay, and installs the plugin.
 fn make_this_machine_node_1(underlay: &Underlay) {
     let ip = |arguments: &str| {
         program::run(program::installed("ip").args(arguments.split_whitespace()));
@@ -119,17 +133,7 @@ fn make_this_machine_node_1(underlay: &Underlay) {
     ip(&format!("address add {}/24 dev eth0", Underlay::address(1)));
     ip("link set eth0 up");
     ip(&format!("route add default via {GATEWAY}"));
-    let none: Option<&str> = None;
-    for directory in ["/opt", "/var/log"] {
-        mount(Some("tmpfs"), directory, Some("tmpfs"), MsFlags::empty(), none).unwrap();
-    }
-    for directory in ["/opt/cni/bin", "/etc/cni/net.d", "/var/lib/kubelet", "/run/netns"] {
-        fs::create_dir_all(directory).unwrap();
-    }
     program::run(Command::new(program::flannel()).args(["install", "/opt/cni/bin"]));
-    // Runtimes mount namespaces there, and `ip netns` would hide them.
-    mount(Some("/run/netns"), "/run/netns", none, MsFlags::MS_BIND, none).unwrap();
-    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SHARED, none).unwrap();
     containerd::make_root_filesystem();
 }
 
