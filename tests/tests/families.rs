@@ -41,16 +41,22 @@ combinations! {
     ipv4_over_udp_and_kubernetes: "udp", Ipv4, Kube;
     dual_stack_over_vxlan_and_etcd: "vxlan", Dual, Etcd;
     dual_stack_over_vxlan_and_a_directory: "vxlan", Dual, Directory;
+    dual_stack_over_vxlan_and_kubernetes: "vxlan", Dual, Kube;
     dual_stack_over_plain_routes_and_etcd: "host-gw", Dual, Etcd;
     dual_stack_over_plain_routes_and_a_directory: "host-gw", Dual, Directory;
+    dual_stack_over_plain_routes_and_kubernetes: "host-gw", Dual, Kube;
     dual_stack_over_udp_and_etcd: "udp", Dual, Etcd;
     dual_stack_over_udp_and_a_directory: "udp", Dual, Directory;
+    dual_stack_over_udp_and_kubernetes: "udp", Dual, Kube;
     ipv6_alone_over_vxlan_and_etcd: "vxlan", Ipv6, Etcd;
     ipv6_alone_over_vxlan_and_a_directory: "vxlan", Ipv6, Directory;
+    ipv6_alone_over_vxlan_and_kubernetes: "vxlan", Ipv6, Kube;
     ipv6_alone_over_plain_routes_and_etcd: "host-gw", Ipv6, Etcd;
     ipv6_alone_over_plain_routes_and_a_directory: "host-gw", Ipv6, Directory;
+    ipv6_alone_over_plain_routes_and_kubernetes: "host-gw", Ipv6, Kube;
     ipv6_alone_over_udp_and_etcd: "udp", Ipv6, Etcd;
     ipv6_alone_over_udp_and_a_directory: "udp", Ipv6, Directory;
+    ipv6_alone_over_udp_and_kubernetes: "udp", Ipv6, Kube;
 }
 
 /// Pods reach each other, nodes and the world, as what they are or as their node: first with the

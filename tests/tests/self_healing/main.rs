@@ -21,27 +21,32 @@ const HEALING_TIME_MAX: Duration = Duration::from_secs(5);
 
 #[test]
 fn vxlan_heals_under_a_running_flow() {
-    sandboxed(|| heals("vxlan", Stack::Ipv4, RuleEngine::Nftables, VXLAN));
+    sandboxed(|| heals("vxlan", Store::Directory, Stack::Ipv4, RuleEngine::Nftables, VXLAN));
 }
 
 #[test]
 fn vxlan_heals_under_a_running_flow_of_ipv6() {
-    sandboxed(|| heals("vxlan", Stack::Dual, RuleEngine::IptablesNft, VXLAN));
+    sandboxed(|| heals("vxlan", Store::Directory, Stack::Dual, RuleEngine::IptablesNft, VXLAN));
 }
 
 #[test]
 fn host_gw_heals_under_a_running_flow() {
-    sandboxed(|| heals("host-gw", Stack::Ipv4, RuleEngine::IptablesNft, HOST_GW));
+    sandboxed(|| heals("host-gw", Store::Directory, Stack::Ipv4, RuleEngine::IptablesNft, HOST_GW));
 }
 
 #[test]
 fn host_gw_heals_under_a_running_flow_of_ipv6() {
-    sandboxed(|| heals("host-gw", Stack::Dual, RuleEngine::Nftables, HOST_GW));
+    sandboxed(|| heals("host-gw", Store::Directory, Stack::Dual, RuleEngine::Nftables, HOST_GW));
+}
+
+#[test]
+fn host_gw_heals_under_a_running_flow_with_kubernetes() {
+    sandboxed(|| heals("host-gw", Store::Kube, Stack::Ipv4, RuleEngine::Nftables, HOST_GW));
 }
 
 /// Where there are two families, the faults strike IPv6, and nothing of IPv4 may change.
-fn heals(backend: &str, stack: Stack, engine: RuleEngine, faults: &[Fault]) {
-    let mut cluster = Cluster::unconfigured(3, Store::Directory);
+fn heals(backend: &str, store: Store, stack: Stack, engine: RuleEngine, faults: &[Fault]) {
+    let mut cluster = Cluster::unconfigured(3, store);
     cluster.store().configure(&network_in(engine, stack, backend));
     plant_foreign_objects(cluster.node(1));
     cluster.start_all();
