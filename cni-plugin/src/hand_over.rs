@@ -203,3 +203,95 @@ fn masqueraded(rules: &[&Rule]) -> Masquerade {
         Some(_) => Masquerade::Hairpin,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use fabric::packet_filter::{ObservedChain, ObservedHook, ObservedTable, Ruleset};
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    const SUBNETS: [&str; 2] = ["10.1.2.5/24", "fd00::5/64"];
+
+    fn attachment() -> Attachment {
+        Attachment::named("cbr0", "one", "eth0")
+    }
+
+    fn pods() -> Vec<IpNetwork> {
+        SUBNETS.map(|subnet| subnet.parse().unwrap()).to_vec()
+    }
+
+    fn ports(conf: Value, backend: &str) -> Rules {
+        let mut conf = conf;
+        conf["backend"] = json!(backend);
+        let map = PortMap::new(conf.as_object().unwrap()).unwrap();
+        portmap::rules(&attachment(), &map, &pods(), "cni0".parse().unwrap())
+    }
+
+    /// The rules as the kernel would show them.
+    fn observed(ruleset: &Ruleset) -> Observed {
+        let rule = |rule: &Rule| ObservedRule {
+            handle: 0,
+            comment: rule.comment.clone(),
+            rule: Some(rule.clone()),
+        };
+        let mut observed = Observed::default();
+        for table in &ruleset.tables {
+            let chains = table.chains.iter().map(|chain| {
+                let rules = chain.rules.iter().map(rule).collect();
+                (chain.name.clone(), ObservedChain { hook: ObservedHook::Absent, rules })
+            });
+            let table_now = ObservedTable { chains: chains.collect(), foreign: false };
+            observed.tables.insert(table.id.clone(), table_now);
+        }
+        observed
+    }
+
+    fn moved(rules: &Rules) -> Option<Rules> {
+        let subnet_of = |pod: IpAddr| {
+            let subnet = pods().into_iter().find(|subnet| subnet.ip() == pod);
+            (subnet.unwrap(), "cni0".parse().unwrap())
+        };
+        in_iptables(&attachment(), &observed(&rules.nftables), subnet_of)
+    }
+
+    #[test]
+    fn rules_become_those_that_iptables_would_have_got() {
+        let mappings = json!({"portMappings": [
+            {"hostPort": 8080, "containerPort": 80, "protocol": "tcp"},
+            {"hostPort": 53, "containerPort": 5353, "protocol": "udp"},
+        ]});
+        let of_one_address = json!({"portMappings": [
+            {"hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": "192.168.0.1"},
+        ]});
+        let table = [
+            json!({"runtimeConfig": mappings}),
+            json!({"runtimeConfig": mappings, "snat": false}),
+            json!({"runtimeConfig": mappings, "masqAll": true}),
+        ];
+        for conf in table {
+            let expected = ports(conf.clone(), "iptables");
+            assert_eq!(moved(&ports(conf.clone(), "nftables")), Some(expected), "{conf}");
+        }
+        let rules = moved(&ports(json!({"runtimeConfig": of_one_address}), "nftables")).unwrap();
+        assert_eq!(rules.iptables.len(), 1, "IPv6 has nothing to do with it");
+
+        let mut both = ports(json!({"runtimeConfig": mappings}), "nftables");
+        both.extend(masquerade::rules(&attachment(), Engine::Nftables, &pods()));
+        let mut expected = masquerade::rules(&attachment(), Engine::Iptables, &pods());
+        expected.extend(ports(json!({"runtimeConfig": mappings}), "iptables"));
+        assert_eq!(moved(&both), Some(expected));
+    }
+
+    #[test]
+    fn what_cannot_be_said_in_iptables_stays() {
+        let conf = json!({
+            "conditionsV4": ["ip", "saddr", "10.9.0.0/16"],
+            "runtimeConfig": {"portMappings": [
+                {"hostPort": 8080, "containerPort": 80, "protocol": "tcp"},
+            ]},
+        });
+        assert_eq!(moved(&ports(conf, "nftables")), None);
+        assert_eq!(moved(&Rules::default()), None);
+    }
+}
