@@ -1,6 +1,6 @@
 //! The packet filter rules of a node: chosen, switched, repaired, and never in the way of others.
 
-#![expect(clippy::print_stdout, reason = "helpers of tests are tests")]
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests are tests")]
 
 use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
 use std::time::Instant;
