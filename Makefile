@@ -26,18 +26,21 @@ IMAGE_MAX := 12582912
 TIME ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help build image test-image demo test lint bench fuzz sanitize requirements clean
+.PHONY: help build plugin image test-image demo test lint bench fuzz sanitize requirements clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-build: ## Build flanneld and the CNI plugin for release into target/dist
+build: plugin ## Build flanneld and the CNI plugin for release into target/dist
+	$(STATIC) $(AGENT_FLAGS) $(CARGO) build $(CARGO_FLAGS) --release --target $(AGENT_TARGET) --target-dir target -p flanneld
+	@cp -f target/$(AGENT_TARGET)/release/flanneld $(DIST)/
+	@ls -l $(DIST)
+
+plugin: ## Build the CNI plugin alone
 	@tests/requirements.sh --check build
 	$(STATIC) $(CARGO) build $(CARGO_FLAGS) --profile $(PLUGIN_PROFILE) --target $(PLUGIN_TARGET) --target-dir target -p cni-plugin
-	$(STATIC) $(AGENT_FLAGS) $(CARGO) build $(CARGO_FLAGS) --release --target $(AGENT_TARGET) --target-dir target -p flanneld
 	@mkdir -p $(DIST)
-	@cp -f target/$(PLUGIN_TARGET)/$(PLUGIN_PROFILE)/flannel target/$(AGENT_TARGET)/release/flanneld $(DIST)/
-	@ls -l $(DIST)
+	@cp -f target/$(PLUGIN_TARGET)/$(PLUGIN_PROFILE)/flannel $(DIST)/
 
 image: build ## Build the container image into target/dist/flannel.tar, with podman but without root
 	@tests/requirements.sh --check build image
@@ -52,7 +55,7 @@ demo: ## Run a three-node pod network in a sandbox; KEEP=1 leaves a shell, STORE
 
 test: ## Run all tests; as root on Debian this installs the programs that they need
 	@tests/requirements.sh build demo test
-	@$(MAKE) --no-print-directory test-image
+	@$(MAKE) --no-print-directory plugin test-image
 	$(CARGO) build $(CARGO_FLAGS) --workspace
 	$(CARGO) test $(CARGO_FLAGS) --workspace
 
