@@ -352,6 +352,6 @@ mod tests {
         let uninstall = parse(&[directory.path().to_str().unwrap()]).unwrap();
         assert_eq!(uninstall.programs(&at("program")), [at("bridge"), at("flannel")]);
         fs::write(at("flannel"), "of others").unwrap();
-        assert_eq!(uninstall.programs(&at("program")), [PathBuf::new(); 0]);
+        assert!(uninstall.programs(&at("program")).is_empty());
     }
 }
