@@ -26,7 +26,7 @@ IMAGE_MAX := 12582912
 TIME ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help build plugin image test-image demo test lint bench fuzz sanitize requirements clean
+.PHONY: help build plugin image test-image demo test test-kubernetes lint bench fuzz sanitize requirements clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,6 +66,16 @@ test-image: plugin
 	$(CARGO) rustc $(CARGO_FLAGS) -p flanneld --bin flanneld -- -C target-feature=+crt-static -C strip=symbols
 	cp -f target/debug/flanneld $(DIST)/flannel $(TEST_IMAGE)/
 	config/image.sh $(TEST_IMAGE) $(TEST_IMAGE)/flannel.tar
+
+# Where the programs of Kubernetes are built, once.
+KUBERNETES ?= $(CURDIR)/target/kubernetes
+
+test-kubernetes: ## Run the tests of Kubernetes against a real one, built from Debian's sources; as root
+	@tests/requirements.sh build test
+	tests/build-kubernetes.sh $(KUBERNETES)
+	$(CARGO) build $(CARGO_FLAGS) --workspace
+	KUBERNETES=$(KUBERNETES) $(CARGO) test $(CARGO_FLAGS) -p flannel-tests --features kubernetes \
+	    --test kube --test kube_connection --test kubernetes -- --test-threads=2
 
 lint: ## Check formatting, run clippy and build the documentation, warnings denied
 	@tests/requirements.sh --check build
