@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use cni_plugin::arena::Arena;
 use cni_plugin::error::chain;
+use cni_plugin::hand_over;
 use cni_plugin::install::{Install, InstallError};
 use cni_plugin::plugin::Plugin;
 use cni_plugin::process::{self, Outcome};
@@ -23,6 +24,7 @@ fn main() -> ExitCode {
     match arguments.next().as_deref() {
         Some("install") => return install(&arguments.collect::<Vec<_>>()),
         Some("uninstall") => return uninstall(&arguments.collect::<Vec<_>>()),
+        Some("hand-over") => return hand_over(),
         _ => {}
     }
     let variable = |name: &str| Some(std::env::var_os(name)?.to_string_lossy().into_owned());
@@ -56,6 +58,15 @@ fn uninstall(arguments: &[String]) -> ExitCode {
         UninstallError::Usage => BAD_USAGE.into(),
         _ => ExitCode::FAILURE,
     }
+}
+
+fn hand_over() -> ExitCode {
+    let (text, code) = match hand_over::run() {
+        Ok(report) => (report.to_string(), ExitCode::SUCCESS),
+        Err(error) => (format!("{}\n", chain(&error)), ExitCode::FAILURE),
+    };
+    let _nobody_is_left_to_tell = write!(io::stderr(), "{text}");
+    code
 }
 
 /// Writes what is to be told. Nobody is left to tell if that fails.
