@@ -176,12 +176,6 @@ pub(crate) fn tunnels_in_use(leases: &[(&LeaseKey, &Attributes)]) -> BTreeSet<Li
     Family::ALL.into_iter().flat_map(of).collect()
 }
 
-/// Tells whether a link has the name of one that a backend makes.
-pub(crate) fn is_tunnel(link: LinkName) -> bool {
-    let families = Family::ALL.into_iter();
-    families.clone().any(|family| udp::device(family) == link || vxlan::is_device(family, link))
-}
-
 fn peers<'a>(family: Family, leases: &[(&LeaseKey, &'a Attributes)]) -> Vec<Peer<'a>> {
     leases.iter().filter_map(|(key, attributes)| Peer::of(family, key, attributes)).collect()
 }

@@ -26,7 +26,7 @@ impl Former {
     pub(crate) fn find(file: &SubnetFile, interfaces: &[Interface]) -> Self {
         let ours: Vec<IpAddr> = file.subnets().map(|subnet| subnet.network()).collect();
         let tunnels = interfaces.iter().filter(|interface| {
-            backend::is_tunnel(interface.name)
+            backend::is_device(interface.name.as_str())
                 && interface.addresses.iter().any(|address| ours.contains(&address.ip))
         });
         Self {

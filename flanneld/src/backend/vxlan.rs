@@ -342,12 +342,6 @@ pub(super) fn peer_device(family: Family, peer: &Peer<'_>) -> Option<LinkName> {
     device_name(family, is_vxlan.then(|| peer_vni(peer))??)
 }
 
-/// Tells whether this is the name of a tunnel device.
-pub(super) fn is_device(family: Family, link: LinkName) -> bool {
-    let vni = link.as_str().rsplit_once('.').and_then(|(_, vni)| vni.parse().ok());
-    vni.and_then(Vni::new).and_then(|vni| device_name(family, vni)) == Some(link)
-}
-
 fn peer_vni(peer: &Peer<'_>) -> Option<Vni> {
     let data: PeerVni = fabric::json::from_value(peer.data?.clone()).ok()?;
     Vni::new(data.vni)
