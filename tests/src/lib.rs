@@ -29,6 +29,7 @@ pub mod underlay;
 pub mod cri;
 pub mod plain_tunnel;
 pub mod pod;
+pub mod podman;
 pub mod rule_engine;
 pub mod runtime;
 pub mod traffic;

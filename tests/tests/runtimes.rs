@@ -20,6 +20,7 @@ use std::time::Duration;
 use flannel_tests::cri::{Cri, PodSandboxConfig, PodSandboxMetadata, PortMapping};
 use flannel_tests::daemon::Daemon;
 use flannel_tests::namespace::Namespace;
+use flannel_tests::podman::Podman;
 use flannel_tests::sandbox::sandboxed_as_root;
 use flannel_tests::{program, wait};
 use nix::mount::{MsFlags, mount};
@@ -280,37 +281,17 @@ fn containerd_runs_pods_for_kubelet_and_leaves_no_trace_of_them() {
 fn podman_runs_a_pod_and_leaves_no_trace_of_it() {
     sandboxed_as_root(|| {
         let client = node();
-        let config = r#"
-[network]
-network_backend = "cni"
-cni_plugin_dirs = ["/opt/cni/bin"]
-network_config_dir = "/etc/cni/net.d"
-default_network = "cbr0"
-[engine]
-cgroup_manager = "cgroupfs"
-events_logger = "file"
-runtime = "runc"
-[containers]
-log_driver = "k8s-file"
-"#;
-        fs::write("/run/containers.conf", config).unwrap();
-        let podman = |arguments: &[&str]| {
-            let mut command = program::installed("podman");
-            command.env("CONTAINERS_CONF", "/run/containers.conf");
-            let place = ["--root", "/run/podman", "--runroot", "/run/podman-run"];
-            command.args(place).args(["--storage-driver", "vfs"]).args(arguments);
-            program::run(&mut command)
-        };
+        let podman = Podman::new("/opt/cni/bin");
         let archive = ["-C", "/run/rootfs", "-cf", "/run/rootfs.tar", "."];
         program::run(program::installed("tar").args(archive));
-        podman(&["import", "/run/rootfs.tar", "localhost/pod:test"]);
+        podman.run(&["import", "/run/rootfs.tar", "localhost/pod:test"]);
         for (list, text) in LISTS {
             use_list(list, text);
             let port = format!("{PORT}:80");
             let run = ["run", "--detach", "--name", "pod", "--network", "cbr0", "--publish", &port];
-            podman(&[&run[..], &["localhost/pod:test"], &SERVER].concat());
+            podman.run(&[&run[..], &["localhost/pod:test"], &SERVER].concat());
             assert_serves(&client, &only_address().unwrap());
-            podman(&["rm", "--force", "--time", "0", "pod"]);
+            podman.run(&["rm", "--force", "--time", "0", "pod"]);
             assert_nothing_is_left(list);
         }
     });
