@@ -362,6 +362,12 @@ impl Sysctl {
         (is_of_link && parts.next().is_none()).then_some((family, link.parse().ok()?, name))
     }
 
+    /// Whether it lets a link tell its neighbours of its addresses when it comes up or gets another
+    /// Ethernet address (`arp_notify`).
+    pub fn is_announcement(&self) -> bool {
+        self.of_link().is_some_and(|(_, _, name)| name == "arp_notify")
+    }
+
     /// Returns the path below `/proc/sys`.
     pub fn as_path(&self) -> &str {
         &self.0

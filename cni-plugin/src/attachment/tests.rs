@@ -70,11 +70,11 @@ ip link set veth50419296 up
 #[test]
 fn the_stock_list_in_the_sandbox() {
     let expected = "\
-sysctl -w net/ipv4/conf/eth0/arp_notify=1
 sysctl -w net/ipv6/conf/eth0/addr_gen_mode=1
 ip address replace 10.1.2.5/24 dev eth0
 ip link set eth0 up
 ip link set lo up
+sysctl -w net/ipv4/conf/eth0/arp_notify=1
 ip route add 0.0.0.0/0 via 10.1.2.1 dev eth0 proto 199
 ip route add 10.1.0.0/16 via 10.1.2.1 dev eth0 proto 199
 ";
@@ -85,7 +85,6 @@ ip route add 10.1.0.0/16 via 10.1.2.1 dev eth0 proto 199
 fn ipv6_goes_the_same_way() {
     let desired = desired_with(&bridge(&[]), &dual_stack());
     let expected = "\
-sysctl -w net/ipv4/conf/eth0/arp_notify=1
 sysctl -w net/ipv6/conf/eth0/disable_ipv6=0
 sysctl -w net/ipv6/conf/eth0/keep_addr_on_down=1
 sysctl -w net/ipv6/conf/lo/disable_ipv6=0
@@ -93,6 +92,7 @@ ip address replace 10.1.2.5/24 dev eth0
 ip address replace fd00::5/64 dev eth0
 ip link set eth0 up
 ip link set lo up
+sysctl -w net/ipv4/conf/eth0/arp_notify=1
 ip route add 0.0.0.0/0 via 10.1.2.1 dev eth0 proto 199
 ip route add 10.1.0.0/16 via 10.1.2.1 dev eth0 proto 199
 ip route add ::/0 via fd00::1 dev eth0 proto 199
