@@ -162,10 +162,9 @@ fn crowd(
 /// Makes with `ip` what an attachment is made of: no less can be had from the kernel.
 fn link_by_hand(pod: &Namespace, number: usize) -> Duration {
     if number == 0 {
-        ip_batch(
-            &[],
-            "link add by-hand type bridge\nlink set by-hand up\naddress add 10.245.0.1/20 dev by-hand\n",
-        );
+        let bridge = "link add by-hand type bridge\nlink set by-hand up\n\
+                      address add 10.245.0.1/20 dev by-hand\n";
+        ip_batch(program::installed("ip"), bridge);
     }
     let (queue, name) = ("numtxqueues 1 numrxqueues 1", pod.name());
     let outside = format!(
@@ -179,21 +178,21 @@ fn link_by_hand(pod: &Namespace, number: usize) -> Duration {
          link set eth0 up\nroute add default via 10.245.0.1\n"
     );
     let start = Instant::now();
-    ip_batch(&[], &outside);
-    ip_batch(&["-n", name], &inside);
+    ip_batch(program::installed("ip"), &outside);
+    // With `-n`, `ip` would copy the mounts of all namespaces first.
+    ip_batch(pod.command("ip"), &inside);
     start.elapsed()
 }
 
-fn ip_batch(arguments: &[&str], commands: &str) {
-    let mut ip = program::installed("ip");
-    ip.args(arguments).args(["-batch", "-"]);
+fn ip_batch(mut ip: Command, commands: &str) {
+    ip.args(["-batch", "-"]);
     let output = runtime::feed(&mut ip, commands);
     assert!(output.status.success(), "{}", program::describe(&ip, &output));
 }
 
 fn unlink_all(pods: &[Namespace]) {
     pods.iter().for_each(Namespace::delete);
-    ip_batch(&[], "link delete by-hand\n");
+    ip_batch(program::installed("ip"), "link delete by-hand\n");
 }
 
 fn detach_all(pods: &[Namespace], plugin: &Plugin) {
