@@ -7,6 +7,7 @@ use std::process::Command;
 
 use flannel_tests::cluster::{Cluster, Store};
 use flannel_tests::daemon::Daemon;
+use flannel_tests::kube_api::rules::rules_of;
 use flannel_tests::node::Node;
 use flannel_tests::pod::{self, Pod};
 use flannel_tests::podman::Podman;
@@ -15,7 +16,7 @@ use flannel_tests::traffic::ping;
 use flannel_tests::{program, wait};
 use serde_json::{Value, json};
 
-use super::{attach, config, object, pod_spec, rules, texts, variables, write_config, yaml};
+use super::{attach, config, object, pod_spec, texts, variables, write_config, yaml};
 
 #[test]
 fn the_image_serves_flannels_manifest_and_ours() {
@@ -26,7 +27,7 @@ fn the_image_serves_flannels_manifest_and_ours() {
         let manifests =
             [with_install_conf(&flannels), flannels, yaml::parse(&config("kube-flannel.yml"))];
         let cluster = Cluster::new(3, Store::Kube);
-        cluster.store().kube().allow_only(rules(&manifests[0]));
+        cluster.store().kube().allow_only(rules_of(&manifests[0]));
         let nodes = cluster.nodes().iter().zip(&manifests);
         let daemons: Vec<_> =
             nodes.map(|(node, manifest)| start(&podman, &cluster, node, manifest)).collect();

@@ -9,19 +9,18 @@ use std::process::Command;
 
 use flannel_tests::cluster::{Cluster, Store};
 use flannel_tests::daemon::Daemon;
-use flannel_tests::kube_api::Rules;
+use flannel_tests::kube_api::rules::rules_of;
 use flannel_tests::node::Node;
 use flannel_tests::pod::{self, Pod};
 use flannel_tests::sandbox::sandboxed;
 use flannel_tests::traffic::{http_get, ping};
-use flannel_tests::{program, wait};
+use flannel_tests::{program, wait, yaml};
 use serde_json::{Value, json};
 
 mod chart;
 mod containers;
 mod schema;
 mod validity;
-mod yaml;
 
 fn config(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config").join(name);
@@ -35,15 +34,6 @@ fn object<'a>(manifest: &'a [Value], kind: &str) -> &'a Value {
 fn texts(value: &Value) -> Vec<String> {
     let items = value.as_array().into_iter().flatten();
     items.map(|item| item.as_str().unwrap().to_owned()).collect()
-}
-
-fn rules(manifest: &[Value]) -> Rules {
-    let rules = object(manifest, "ClusterRole")["rules"].as_array().unwrap();
-    let of = |rule: &Value| {
-        let verbs = texts(&rule["verbs"]);
-        texts(&rule["resources"]).into_iter().map(move |r| (r, verbs.clone())).collect::<Vec<_>>()
-    };
-    rules.iter().flat_map(of).collect()
 }
 
 #[test]
@@ -92,6 +82,22 @@ fn the_chart_says_what_its_values_say() {
 }
 
 #[test]
+fn nothing_that_is_deployed_needs_a_shell() {
+    for manifest in [yaml::parse(&config("kube-flannel.yml")), chart::render(|_| {})] {
+        let pod = pod_spec(&manifest);
+        let containers = ["initContainers", "containers"].map(|kind| pod[kind].as_array().unwrap());
+        for container in containers.into_iter().flatten() {
+            let words = [&container["command"], &container["args"]].map(texts).concat();
+            let is_shell =
+                |word: &String| ["sh", "bash", "-c"].contains(&word.rsplit('/').next().unwrap());
+            assert!(!words.iter().any(is_shell), "{words:?}");
+        }
+        // The backend whose options are commands for one.
+        assert_ne!(network_config(&manifest)["Backend"]["Type"], "extension");
+    }
+}
+
+#[test]
 fn the_chart_leaves_out_what_is_not_wanted() {
     let manifest = chart::render(|values| {
         values["flannel"]["skipCNIConfigInstallation"] = json!(true);
@@ -113,7 +119,7 @@ fn the_chart_leaves_out_what_is_not_wanted() {
 #[test]
 fn the_chart_and_the_manifest_ask_for_the_same() {
     let (chart, manifest) = (chart::render(|_| {}), yaml::parse(&config("kube-flannel.yml")));
-    assert_eq!(rules(&chart), rules(&manifest));
+    assert_eq!(rules_of(&chart), rules_of(&manifest));
     let container = |objects: &[Value]| {
         object(objects, "DaemonSet")["spec"]["template"]["spec"]["containers"][0].clone()
     };
@@ -149,7 +155,7 @@ fn the_unit_starts_flanneld_with_flags_that_it_has() {
 fn every_node_runs(manifest: &[Value]) {
     let cluster = Cluster::new(2, Store::Kube);
     let api = cluster.store().kube();
-    api.allow_only(rules(manifest));
+    api.allow_only(rules_of(manifest));
     let daemons: Vec<_> = [1, 2].map(|number| start(&cluster, number, manifest)).into();
     let pods: Vec<_> = [1, 2].map(|number| attach(&cluster, number)).into();
     for (from, to) in pod::pairs(&pods) {

@@ -15,13 +15,14 @@ use tokio::time::timeout;
 
 use super::access::{Access, AccessError, Credentials};
 use super::connection::{self, ConnectError, Sender, authority};
+use super::items::{Items, OBJECT_MAX, TooLarge};
+use super::node::{List, ListMetadata};
 
 /// A request that is not answered after this long will not be.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// No answer is longer: a page of nodes takes a few megabytes.
-const ANSWER_MAX: usize = 256 << 20;
-/// An object in the API takes at most 1.5 MB (the limit of etcd).
-const LINE_MAX: usize = 8 << 20;
+/// A list takes longer where there are many nodes and many who ask; the API server itself gives up
+/// after a minute (`--request-timeout` of kube-apiserver).
+const LIST_DEADLINE: Duration = Duration::from_secs(60);
 
 /// The way to the API server.
 pub(super) struct Api {
@@ -42,7 +43,7 @@ pub(crate) enum ApiError {
         #[source]
         source: ConnectError,
     },
-    #[error("cannot {attempt}: {server} did not answer within {DEADLINE:?}")]
+    #[error("cannot {attempt}: {server} did not answer in time")]
     Silent { attempt: &'static str, server: String },
     #[error("cannot {attempt}: the API server answered {status}: {message}{hint}")]
     Refused { attempt: &'static str, status: StatusCode, message: String, hint: &'static str },
@@ -93,6 +94,37 @@ impl Api {
         self.object(attempt, (Method::GET, path, ""), Bytes::new()).await
     }
 
+    /// Reads a list, and hands on one item after the other as they come.
+    pub(super) async fn list<T: DeserializeOwned>(
+        &self,
+        attempt: &'static str,
+        path: &str,
+        mut each: impl FnMut(T),
+    ) -> Result<ListMetadata, ApiError> {
+        let undecodable = |source| ApiError::Undecodable { attempt, source };
+        let cut_off = |reason: &str| ApiError::CutOff { attempt, reason: reason.to_owned() };
+        let question = (Method::GET, path, "");
+        let (answer, sender) = self.send(attempt, question, Bytes::new(), LIST_DEADLINE).await?;
+        let (mut body, mut items) = (answer.into_body(), Items::default());
+        loop {
+            let bytes = match timeout(DEADLINE, body.frame()).await {
+                Ok(None) => break,
+                Ok(Some(Ok(frame))) => frame.into_data().unwrap_or_default(),
+                Ok(Some(Err(error))) => return Err(cut_off(&error.to_string())),
+                Err(_elapsed) => return Err(ApiError::Silent { attempt, server: self.server() }),
+            };
+            let mut rest = &bytes[..];
+            let too_large = |TooLarge| cut_off("an object is too large");
+            while let Some(item) = items.next(&mut rest).map_err(too_large)? {
+                each(serde_json::from_slice(item).map_err(undecodable)?);
+            }
+        }
+        let envelope = items.envelope().ok_or_else(|| cut_off("within the list"))?;
+        let list: List = serde_json::from_slice(envelope).map_err(undecodable)?;
+        self.idle.replace(Some(sender));
+        Ok(list.metadata)
+    }
+
     /// Changes the fields that the patch names, by the rules of a strategic merge patch.
     pub(super) async fn patch<T: DeserializeOwned>(
         &self,
@@ -106,7 +138,8 @@ impl Api {
 
     /// Begins to read a list of events that does not end soon.
     pub(super) async fn watch(&self, attempt: &'static str, path: &str) -> Result<Lines, ApiError> {
-        let (answer, sender) = self.send(attempt, (Method::GET, path, ""), Bytes::new()).await?;
+        let question = (Method::GET, path, "");
+        let (answer, sender) = self.send(attempt, question, Bytes::new(), DEADLINE).await?;
         let (body, buffer) = (answer.into_body(), Vec::new());
         Ok(Lines { attempt, body, buffer, _sender: sender })
     }
@@ -117,7 +150,7 @@ impl Api {
         what: (Method, &str, &str),
         body: Bytes,
     ) -> Result<T, ApiError> {
-        let (answer, sender) = self.send(attempt, what, body).await?;
+        let (answer, sender) = self.send(attempt, what, body, DEADLINE).await?;
         let bytes = self.whole(attempt, answer).await?;
         self.idle.replace(Some(sender));
         serde_json::from_slice(&bytes).map_err(|source| ApiError::Undecodable { attempt, source })
@@ -128,7 +161,7 @@ impl Api {
         attempt: &'static str,
         answer: Response<Incoming>,
     ) -> Result<Bytes, ApiError> {
-        let body = Limited::new(answer.into_body(), ANSWER_MAX).collect();
+        let body = Limited::new(answer.into_body(), OBJECT_MAX).collect();
         match timeout(DEADLINE, body).await {
             Ok(Ok(body)) => Ok(body.to_bytes()),
             Ok(Err(error)) => Err(ApiError::CutOff { attempt, reason: error.to_string() }),
@@ -142,6 +175,7 @@ impl Api {
         attempt: &'static str,
         (method, path, kind): (Method, &str, &str),
         body: Bytes,
+        deadline: Duration,
     ) -> Result<(Response<Incoming>, Sender), ApiError> {
         let unreachable = |source| ApiError::Unreachable { attempt, server: self.server(), source };
         let request = || {
@@ -161,7 +195,7 @@ impl Api {
         };
         let mut sender = self.sender().await.map_err(unreachable)?;
         let request = request().map_err(unreachable)?;
-        let answer = match timeout(DEADLINE, sender.send_request(request)).await {
+        let answer = match timeout(deadline, sender.send_request(request)).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(error)) => return Err(unreachable(error.into())),
             Err(_elapsed) => return Err(ApiError::Silent { attempt, server: self.server() }),
@@ -237,7 +271,7 @@ impl Lines {
                 let line = std::mem::replace(&mut self.buffer, rest);
                 return Ok(Some(line));
             }
-            if self.buffer.len() > LINE_MAX {
+            if self.buffer.len() > OBJECT_MAX {
                 return Err(self.cut_off("a line has no end"));
             }
             match self.body.frame().await {
