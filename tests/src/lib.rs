@@ -41,3 +41,4 @@ pub mod traffic;
 
 pub mod snapshot;
 pub mod statistics;
+pub mod usage;
