@@ -16,8 +16,9 @@ use flannel_tests::sandbox::sandboxed;
 use flannel_tests::traffic::{Flow, FlowReport, ping};
 use flannel_tests::{snapshot, wait};
 
-/// A second is promised; a machine that runs other tests at the same time takes longer.
-const HEALING_TIME_MAX: Duration = Duration::from_secs(5);
+/// A second is promised; a machine that runs other tests at the same time takes longer, also for the
+/// dozen programs that tell what is there.
+const HEALING_TIME_MAX: Duration = Duration::from_secs(15);
 
 #[test]
 fn vxlan_heals_under_a_running_flow() {
