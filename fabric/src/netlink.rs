@@ -10,6 +10,7 @@ mod link_up;
 mod monitor;
 mod observe;
 mod peers;
+mod rows;
 mod settled;
 mod shaping;
 mod socket;
