@@ -11,7 +11,6 @@ use fabric::link_name::LinkName;
 use fabric::netlink::{ApplyError, NetlinkError, Report, Scope, Socket, converge};
 use fabric::netstate::NetState;
 use fabric::sysctl;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use tracing::{debug, warn};
 
@@ -51,14 +50,12 @@ enum Request {
 }
 
 /// The way to the applier thread.
-#[derive(Clone)]
 pub(crate) struct Kernel {
     requests: blocking::Sender<Request>,
 }
 
 impl Kernel {
-    /// Starts the thread, in the network namespace of this one. It ends with this value and all
-    /// clones of it.
+    /// Starts the thread, in the network namespace of this one. It ends with this value.
     pub(crate) fn start() -> std::io::Result<Self> {
         let mut socket = Socket::open()?;
         let (requests, queue) = blocking::channel();
@@ -99,16 +96,12 @@ impl Kernel {
             },
         }
     }
-}
 
-/// Logs, whenever SIGUSR1 comes, what this program itself carried for each peer.
-pub(crate) async fn log_traffic_on_signal(kernel: Kernel) -> std::io::Result<()> {
-    let mut signals = signal(SignalKind::user_defined1())?;
-    while signals.recv().await.is_some() {
+    /// Logs what this program itself carried for each peer, if it carries packets.
+    pub(crate) fn log_traffic(&self) {
         // Nobody answers any more only when the program is ending.
-        let _ending = kernel.requests.send(Request::LogTraffic);
+        let _ending = self.requests.send(Request::LogTraffic);
     }
-    Ok(())
 }
 
 fn make_true(

@@ -17,6 +17,8 @@ mod lease_command;
 
 mod agent;
 mod kernel;
+mod kernel_release;
+mod neighbour_limits;
 mod notifications;
 mod reconciler;
 mod setup;
@@ -31,9 +33,11 @@ mod pods;
 mod readdress;
 mod reconfigure;
 mod renewal;
+mod report;
 mod retry;
 mod secrets;
 mod shutdown;
+mod tally;
 mod trouble;
 
 use std::io::{IsTerminal, Write as _};
