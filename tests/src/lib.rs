@@ -17,6 +17,7 @@ pub mod sandbox;
 pub mod wait;
 
 pub mod cluster;
+pub mod crowd;
 pub mod etcd;
 pub mod etcd_cluster;
 pub mod fault;
@@ -35,3 +36,4 @@ pub mod traffic;
 
 pub mod snapshot;
 pub mod statistics;
+pub mod usage;

@@ -26,6 +26,7 @@ use flannel_tests::node::Node;
 use flannel_tests::plain_tunnel;
 use flannel_tests::pod::Pod;
 use flannel_tests::statistics::machine;
+use flannel_tests::traffic::stream_for;
 use flannel_tests::underlay::Underlay;
 use flannel_tests::{program, sandbox, wait};
 
@@ -168,7 +169,7 @@ impl Pair {
     fn measure(&self, time: Duration) -> Figures {
         let [from, to] = &self.pods;
         let before = self.cpu_time();
-        let bytes = stream(from.namespace(), to.namespace(), to.address(), time);
+        let bytes = stream_for(from.namespace(), to.namespace(), to.address(), time);
         let cpu = self.cpu_time().saturating_sub(before);
         let gigabits = bytes as f64 * 8e-9;
         let round_trip = request_response(from.namespace(), to.namespace(), to.address(), time);
@@ -225,33 +226,6 @@ impl std::fmt::Display for Figures {
             self.lost
         )
     }
-}
-
-/// Returns how many bytes of one TCP stream arrived.
-fn stream(from: &Namespace, to: &Namespace, address: Ipv4Addr, time: Duration) -> u64 {
-    let listener = to.inside(move || TcpListener::bind((address, 0))).expect("a port is free");
-    let port = listener.local_addr().expect("it is bound").port();
-    let receiver = to.spawn(move || {
-        let (mut stream, _) = listener.accept().expect("the sender connects");
-        let mut buffer = vec![0; 256 << 10];
-        let (start, mut bytes) = (Instant::now(), 0);
-        while start.elapsed() < time {
-            match stream.read(&mut buffer) {
-                Ok(0) | Err(_) => break,
-                Ok(count) => bytes += count as u64,
-            }
-        }
-        bytes
-    });
-    let sender = from.spawn(move || {
-        let mut stream = TcpStream::connect((address, port)).expect("the receiver listens");
-        let buffer = vec![0; 128 << 10];
-        // Until the receiver has had enough.
-        while stream.write_all(&buffer).is_ok() {}
-    });
-    let bytes = receiver.join().expect("the receiver ends");
-    sender.join().expect("the sender ends");
-    bytes
 }
 
 /// Returns the median time from one byte to the answer.

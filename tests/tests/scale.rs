@@ -1,0 +1,40 @@
+//! What must not grow with a cluster.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
+#![expect(clippy::print_stdout, reason = "the test harness captures it")]
+
+use std::fs;
+use std::path::Path;
+
+use flannel_tests::crowd::{self, Peer};
+use flannel_tests::daemon::Daemon;
+use flannel_tests::node::Node;
+use flannel_tests::sandbox::sandboxed;
+use flannel_tests::underlay::Underlay;
+use flannel_tests::{program, wait};
+
+#[test]
+fn the_kernel_is_asked_in_batches() {
+    const PEERS: u32 = 1000;
+    const TRACE: &str = "/run/trace";
+    sandboxed(|| {
+        let underlay = Underlay::create();
+        let node = Node::create(&underlay, 1);
+        let store = crowd::in_directory(Path::new("/run/leases"), &Peer::several(PEERS));
+        let mut command = node.installed("strace");
+        command.args(["-f", "-o", TRACE, "-e", "trace=sendto,sendmsg,recvfrom,recvmsg"]);
+        command.arg(program::flanneld()).args(store.flags());
+        let mut flanneld = Daemon::start("flanneld", &mut command);
+        wait::until_true("the peers are programmed", || node.subnet_file().is_some());
+        flanneld.terminate();
+        let routes = node.ip("route show dev flannel.1").lines().count();
+        assert_eq!(routes, PEERS as usize);
+        let trace = fs::read_to_string(TRACE).unwrap();
+        let count = |name: &str| trace.lines().filter(|line| line.contains(name)).count();
+        let (sent, received) = (count(" send"), count(" recv"));
+        println!("{sent} sends and {received} receives for {} objects", 3 * PEERS);
+        // One for each object would be 3000.
+        assert!(sent < 150, "{sent} sends");
+        assert!(received < 300, "{received} receives");
+    });
+}
