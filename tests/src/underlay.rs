@@ -39,16 +39,22 @@ impl Underlay {
     /// Makes a host: a namespace with an `eth0` on the underlay, its addresses and default routes.
     pub fn host(&self, name: &str, number: u8) -> Namespace {
         let host = Namespace::create(name);
-        let bridge = self.bridge.name();
         let address = Self::address(number);
-        host.ip(&format!("link add eth0 type veth peer name {name} netns {bridge}"));
-        self.bridge.ip(&format!("link set {name} master br0 up"));
+        self.plug(name, "eth0", name);
         host.ip(&format!("address add {address}/24 dev eth0"));
         host.ip(&format!("address add {}/64 dev eth0 nodad", Self::address6(number)));
         host.ip("link set eth0 up");
         host.ip(&format!("route add default via {GATEWAY}"));
         host.ip(&format!("route add default via {GATEWAY6}"));
         host
+    }
+
+    /// Gives a network namespace, by its name or the process in it, a link to the bridge, whose end
+    /// there is called `port`.
+    pub fn plug(&self, port: &str, link: &str, namespace: &str) {
+        let peer = format!("name {link} netns {namespace}");
+        self.bridge.ip(&format!("link add {port} type veth peer {peer}"));
+        self.bridge.ip(&format!("link set {port} master br0 up"));
     }
 
     /// Gives a host and its port another MTU.

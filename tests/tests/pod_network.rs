@@ -25,6 +25,11 @@ fn pods_on_three_nodes_reach_each_other_with_a_directory_store() {
     sandboxed(|| every_pod_reaches_every_other(&Cluster::running(3, Store::Directory)));
 }
 
+#[test]
+fn pods_on_three_nodes_reach_each_other_with_kubernetes() {
+    sandboxed(|| every_pod_reaches_every_other(&Cluster::running(3, Store::Kube)));
+}
+
 fn every_pod_reaches_every_other(cluster: &Cluster) {
     let pods = pod::attach_to_each(cluster.nodes(), 2);
     for (from, to) in pod::pairs(&pods) {

@@ -131,16 +131,21 @@ const HOST_GW: &[Fault] = &[
 
 #[test]
 fn vxlan_heals_under_a_running_flow() {
-    sandboxed(|| heals("vxlan", VXLAN));
+    sandboxed(|| heals("vxlan", VXLAN, Store::Directory));
 }
 
 #[test]
 fn host_gw_heals_under_a_running_flow() {
-    sandboxed(|| heals("host-gw", HOST_GW));
+    sandboxed(|| heals("host-gw", HOST_GW, Store::Directory));
 }
 
-fn heals(backend: &str, faults: &[Fault]) {
-    let mut cluster = Cluster::unconfigured(3, Store::Directory);
+#[test]
+fn host_gw_heals_under_a_running_flow_with_kubernetes() {
+    sandboxed(|| heals("host-gw", HOST_GW, Store::Kube));
+}
+
+fn heals(backend: &str, faults: &[Fault], store: Store) {
+    let mut cluster = Cluster::unconfigured(3, store);
     let network = format!(r#"{{"Network":"10.244.0.0/16","Backend":{{"Type":"{backend}"}}}}"#);
     cluster.store().configure(&network);
     plant_foreign_objects(cluster.node(1));

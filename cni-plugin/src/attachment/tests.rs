@@ -4,15 +4,10 @@ use fabric::plan::diff;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::invocation::Id;
 use crate::ipam::source::Source;
 
 fn attachment() -> Attachment {
-    Attachment {
-        network: Id::new("cbr0").unwrap(),
-        container: Id::new("one").unwrap(),
-        if_name: "eth0".parse().unwrap(),
-    }
+    Attachment::named("cbr0", "one", "eth0")
 }
 
 fn bridge(changes: &[(&str, Value)]) -> Bridge {
@@ -170,11 +165,7 @@ fn only_who_masquerades_has_rules() {
 #[test]
 fn identities_differ_where_attachments_do() {
     let Attachment { network, container, .. } = attachment();
-    let other = |network: &str, container: &str, if_name: &str| Attachment {
-        network: Id::new(network).unwrap(),
-        container: Id::new(container).unwrap(),
-        if_name: if_name.parse().unwrap(),
-    };
+    let other = Attachment::named;
     let all = [
         attachment(),
         other(network.as_str(), container.as_str(), "net1"),
