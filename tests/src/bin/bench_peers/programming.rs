@@ -30,10 +30,7 @@ pub(crate) fn start() {
         // Whoever comes first has the machine in another state than whoever comes last.
         for place in 0..3 {
             match (round + place) % 3 {
-                0 => {
-                    by_batch.push(batches.load(&nodes[0], "10.0.255.0", "02:00:00:00:ff:ff"));
-                    nodes[0].ip("link delete flannel.1");
-                }
+                0 => by_batch.push(load(&batches, &nodes[0])),
                 1 => from_directory.push(measure(&nodes[1], &directory, MANY).0),
                 _ => {
                     let (started_in, pass) = measure(&nodes[2], &etcd, MANY);
@@ -55,24 +52,41 @@ pub(crate) fn start() {
     }
 }
 
-/// More peers against many.
+/// More peers against many, and the same by hand: what the kernel itself takes for a route grows with
+/// the routes that leave by the same device (`fib_find_info`).
 pub(crate) fn growth() {
+    const ROUNDS: usize = 3;
     let underlay = Underlay::create();
     let sizes = [MANY, VERY_MANY];
-    let stores = sizes.map(|size| {
-        crowd::in_directory(Path::new(&format!("/run/leases-{size}")), &Peer::several(size))
-    });
+    let crowds = sizes.map(Peer::several);
+    let store = |crowd: &Vec<Peer>| {
+        crowd::in_directory(Path::new(&format!("/run/leases-{}", crowd.len())), crowd)
+    };
+    let stores = [store(&crowds[0]), store(&crowds[1])];
     let nodes = [1, 2].map(|number| Node::create(&underlay, number));
-    let mut times = [Samples::default(), Samples::default()];
+    let (mut by_pass, mut by_batch) = <([Samples; 2], [Samples; 2])>::default();
     for _ in 0..ROUNDS {
-        for (place, size) in sizes.into_iter().enumerate() {
-            times[place].push(measure(&nodes[place], &stores[place], size).1);
+        for (place, crowd) in crowds.iter().enumerate() {
+            let node = &nodes[place];
+            by_batch[place].push(load(&Batches::new(crowd), node));
+            by_pass[place].push(measure(node, &stores[place], sizes[place]).1);
         }
     }
-    for (size, samples) in sizes.iter().zip(&times) {
-        println!("  {:<28}{samples}", format!("{size} peers, from memory"));
+    for (place, size) in sizes.iter().enumerate() {
+        println!("  {size} peers");
+        println!("  {:<28}{}", "ip -batch, bridge -batch", by_batch[place]);
+        println!("  {:<28}{}", "from leases in memory", by_pass[place]);
     }
-    println!("  {:.2} times as long (want 2.6)", times[1].ratio_to(&times[0]));
+    let growth = |samples: &[Samples; 2]| samples[1].ratio_to(&samples[0]);
+    println!("  {:.2} times as long (want 2.6)", growth(&by_pass));
+    println!("  {:.2} times as long by ip -batch and bridge -batch", growth(&by_batch));
+}
+
+/// Loads the batches on a fresh node, and clears up.
+fn load(batches: &Batches, node: &Node) -> Duration {
+    let time = batches.load(node, "10.0.255.0", "02:00:00:00:ff:ff");
+    node.ip("link delete flannel.1");
+    time
 }
 
 /// Starts flanneld on a fresh node. Returns the time from the start of the process until everything
