@@ -84,8 +84,9 @@ chmod 755 "$work/initrd/init"
     echo "mount -t sysfs sys /sys; mount -t tmpfs run /run"
     echo "mkdir -p /dev/shm /lib/modules/$release; mount -t tmpfs shm /dev/shm"
     printf 'mount --bind %q /lib/modules/%s\n' "$kernel/lib/modules/$release" "$release"
-    # What the kernel of this machine has without being asked.
-    echo "modprobe tun; modprobe br_netfilter; chmod 666 /dev/net/tun; ip link set lo up"
+    # What is not loaded for those who are root in a sandbox only.
+    echo "modprobe -a tun br_netfilter ip{,6}table_{nat,filter,mangle,raw}"
+    echo "chmod 666 /dev/net/tun; ip link set lo up"
     declare -p PATH HOME | sed 's/^declare [^ ]*/export/'
     printf 'cd %q; uname -sr; status=0\n' "$here"
     for program in $programs; do

@@ -9,11 +9,13 @@
 
 pub mod args;
 pub mod command;
+pub mod hand_over;
 pub mod install;
 pub mod invocation;
 pub mod netconf;
 pub mod plugin;
 pub mod process;
+pub mod uninstall;
 pub mod version;
 
 pub mod attachment;

@@ -131,7 +131,7 @@ fn tuning_changes_and_restores() {
         let attached = one.add(&stock()).unwrap();
         let before = one.sh("ip -o link show eth0");
         let changes = json!({
-            "sysctl": {"net.ipv4.conf.IFNAME.arp_filter": "1", "net.core.somaxconn": "77"},
+            "sysctl": {"net.ipv4.conf.IFNAME.arp_filter": "1", "net.ipv4.ip_default_ttl": "77"},
             "mtu": 1400, "promisc": true, "allmulti": true, "txQLen": 500,
             "runtimeConfig": {"Mac": "02:00:00:00:00:09"},
         });
@@ -146,7 +146,7 @@ fn tuning_changes_and_restores() {
         }
         let parameter = |path: &str| one.sh(&format!("cat /proc/sys/net/{path}"));
         assert_eq!(parameter("ipv4/conf/eth0/arp_filter"), "1\n");
-        assert_eq!(parameter("core/somaxconn"), "77\n");
+        assert_eq!(parameter("ipv4/ip_default_ttl"), "77\n");
         let file = "/run/cni/tuning/one_eth0.json";
         let kept: Value = serde_json::from_slice(&fs::read(file).unwrap()).unwrap();
         assert_eq!((&kept["mtu"], &kept["txQLen"]), (&json!(1450), &json!(1000)));
@@ -198,8 +198,8 @@ fn tuning_is_collected_and_bounded() {
         assert_eq!(failure["code"], 101, "{failure}");
         assert_eq!(fs::read_dir("/run/cni/tuning").unwrap().count(), 0);
         fs::create_dir_all("/etc/cni/tuning").unwrap();
-        fs::write("/etc/cni/tuning/allowlist.conf", "^net\\.core\\.").unwrap();
-        add(json!({"sysctl": {"net.core.somaxconn": "78"}})).unwrap();
+        fs::write("/etc/cni/tuning/allowlist.conf", "ip_default_ttl$").unwrap();
+        add(json!({"sysctl": {"net.ipv4.ip_default_ttl": "78"}})).unwrap();
         let failure = add(json!({"sysctl": {"net.ipv4.ip_forward": "1"}})).unwrap_err();
         assert_eq!(failure["code"], 7, "{failure}");
         let alone = conf(Plugin::Tuning, &Value::Null, json!({}));
