@@ -21,9 +21,10 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, interval_at, sleep_until};
 use tracing::{debug, error, info};
 
-use crate::backend::Backends;
+use crate::backend::{self, Backends};
 use crate::clock;
 use crate::errors::chain;
+use crate::former::Former;
 use crate::health::Readiness;
 use crate::kernel::{Kernel, Wanted};
 use crate::lease::table::{LeaseTable, LeaseUpdate};
@@ -61,6 +62,8 @@ pub(crate) struct Node {
     pub(crate) rules_interval: Duration,
     /// What the subnet file says about masquerading.
     pub(crate) ip_masq: bool,
+    /// What is left of earlier configurations.
+    pub(crate) former: Former,
     pub(crate) subnet_file: PathBuf,
     pub(crate) kernel: Kernel,
 }
@@ -206,7 +209,9 @@ impl Reconciler {
 
     /// Takes another setup. Devices that it does not have stay as long as peers may send to them.
     fn change_to(&mut self, setup: Setup) {
-        let before = std::mem::replace(&mut self.node.setup, setup).backends;
+        let before = std::mem::replace(&mut self.node.setup, setup);
+        self.node.former.remember(before.networks.values().copied());
+        let before = before.backends;
         let devices = self.node.setup.backends.devices();
         if !before.devices().is_subset(&devices) {
             self.retiring = Some(before);
@@ -269,7 +274,9 @@ impl Reconciler {
         let leases = self.table.peers(&own);
         let start = Instant::now();
         let Setup { backends, networks, engine, attributes, on_link, .. } = &self.node.setup;
-        let mut scope = backends.scope(&own, &leases);
+        let in_use = || backend::tunnels_in_use(&leases);
+        let left = self.node.former.scope(&backends.devices(), in_use);
+        let mut scope = backends.scope(&own, &leases).join(left);
         let mut desired = backends.desired(&own, &leases);
         let remains = self.retiring.as_ref().map(|retiring| {
             scope = std::mem::take(&mut scope).join(retiring.scope(&own, &leases));
@@ -288,7 +295,7 @@ impl Reconciler {
             scope,
             state,
             engine: *engine,
-            rules: rules::desired(&self.node.rules, networks, &own),
+            rules: rules::desired(&self.node.rules, networks, &own, &backends.tunnel_ports()),
             forwarding: desired.forwarding,
         };
         let attributes = attributes.clone();
@@ -306,7 +313,7 @@ impl Reconciler {
             });
         }
         let achieved =
-            Readiness { node: written, peers: outcome.other_failures.is_empty(), busy_since: None };
+            Readiness { node: written, peers: outcome.peer_failures.is_empty(), busy_since: None };
         if retired && achieved.is_complete() {
             self.retiring = None;
         }
@@ -314,7 +321,7 @@ impl Reconciler {
             let before = std::mem::replace(ready, achieved);
             (before.node, before.peers) != (achieved.node, achieved.peers)
         });
-        achieved.is_complete()
+        achieved.is_complete() && outcome.leftovers.is_empty()
     }
 
     /// Tells the CNI plugin, once the node's own device and rules are there.

@@ -54,8 +54,7 @@ impl Report {
         } else {
             debug!(peers, duration_ms, "kernel state is as it shall be");
         }
-        let failures = outcome.node_failures.iter().chain(&outcome.other_failures);
-        let failures: Vec<_> = failures.cloned().collect();
+        let failures: Vec<_> = outcome.failures().cloned().collect();
         for failure in failures.iter().filter(|failure| !self.failures.contains(failure)) {
             warn!("the kernel refused: {failure}");
         }

@@ -30,7 +30,7 @@ impl Tally {
         self.passes += 1;
         self.corrections += u64::from(outcome.operations > 0);
         self.operations += outcome.operations as u64;
-        self.failures += (outcome.node_failures.len() + outcome.other_failures.len()) as u64;
+        self.failures += outcome.failures().count() as u64;
     }
 
     /// Counts a peer that is left out from now on.
