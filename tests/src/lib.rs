@@ -16,10 +16,13 @@ pub mod program;
 pub mod sandbox;
 pub mod wait;
 
+pub mod bad_link;
 pub mod cluster;
+pub mod device;
 pub mod etcd;
 pub mod etcd_cluster;
 pub mod fault;
+pub mod impairment;
 pub mod kube_api;
 pub mod lease_lab;
 pub mod node;

@@ -55,10 +55,12 @@ fn sorted<'a>(lines: impl Iterator<Item = &'a str>) -> String {
     lines.join("\n")
 }
 
-/// Those parameters of the tunnel that flanneld sets.
+/// Those parameters of tunnels that flanneld sets.
 fn parameters(node: &Node) -> String {
+    const PATHS: [&str; 2] = ["ipv6/conf/flannel.1/accept_ra", "ipv4/conf/flannel0/accept_local"];
     node.namespace().inside(|| {
-        let path = "/proc/sys/net/ipv6/conf/flannel.1/accept_ra";
-        fs::read_to_string(path).map_or_else(|_| String::new(), |value| format!("{path} {value}"))
+        let read = |path: &str| fs::read_to_string(format!("/proc/sys/net/{path}")).ok();
+        let set = PATHS.map(|path| read(path).map_or_else(String::new, |v| format!("{path} {v}")));
+        set.concat()
     })
 }

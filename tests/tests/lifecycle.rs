@@ -7,7 +7,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use flannel_tests::cluster::{Cluster, ETCD_PREFIX, LeaseStore, STOCK_NETWORK, Store};
+use flannel_tests::cluster::{
+    Cluster, ETCD_PREFIX, LeaseStore, STOCK_NETWORK, Store, network_over,
+};
 use flannel_tests::daemon::Daemon;
 use flannel_tests::etcd::Etcd;
 use flannel_tests::pod::{self, Pod};
@@ -273,24 +275,31 @@ fn etcd_outage_leaves_the_network_alone_and_is_survived() {
 
 #[test]
 fn restart_keeps_the_subnet_that_etcd_has_for_this_address() {
-    sandboxed(|| restart_without_a_subnet_file_keeps_the_subnet(Store::Etcd));
+    sandboxed(|| restart_without_a_subnet_file_keeps_the_subnet(Store::Etcd, "vxlan"));
 }
 
 #[test]
 fn restart_keeps_the_subnet_that_the_directory_has_for_this_address() {
-    sandboxed(|| restart_without_a_subnet_file_keeps_the_subnet(Store::Directory));
+    sandboxed(|| restart_without_a_subnet_file_keeps_the_subnet(Store::Directory, "vxlan"));
 }
 
-fn restart_without_a_subnet_file_keeps_the_subnet(store: Store) {
-    let mut cluster = Cluster::running(2, store);
+#[test]
+fn restart_keeps_the_subnet_with_udp() {
+    sandboxed(|| restart_without_a_subnet_file_keeps_the_subnet(Store::Directory, "udp"));
+}
+
+fn restart_without_a_subnet_file_keeps_the_subnet(store: Store, backend: &str) {
+    let mut cluster = Cluster::running_with(2, store, &network_over(backend));
     let before = cluster.node(1).subnet_file().unwrap();
     cluster.stop(1);
     fs::remove_file(cluster.node(1).directory("/run/flannel/subnet.env")).unwrap();
-    cluster.node(1).ip("link delete flannel.1");
+    let device = if backend == "udp" { "flannel0" } else { "flannel.1" };
+    cluster.node(1).ip(&format!("link delete {device}"));
     cluster.start(1);
     cluster.wait_until_ready(1);
     assert_eq!(cluster.node(1).subnet_file().unwrap(), before);
     assert_eq!(cluster.store().leases().len(), 2);
+    cluster.wait_for_peers();
 }
 
 #[test]

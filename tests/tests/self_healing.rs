@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use flannel_tests::cluster::{Cluster, Store};
+use flannel_tests::cluster::{Cluster, Store, network_over};
 use flannel_tests::node::Node;
 use flannel_tests::pod::{self, Pod};
 use flannel_tests::sandbox::sandboxed;
@@ -129,6 +129,50 @@ const HOST_GW: &[Fault] = &[
     fault("more notifications than anybody reads", Traffic::Stops, storm),
 ];
 
+const UDP: &[Fault] = &[
+    fault("device deleted", Traffic::Stops, |node| {
+        node.ip("link delete flannel0");
+    }),
+    fault("device down", Traffic::Stops, |node| {
+        node.ip("link set flannel0 down");
+    }),
+    fault("device renamed", Traffic::Stops, |node| {
+        node.ip("link set flannel0 down");
+        // It may be gone the next moment.
+        node.ip("link set flannel0 name stray");
+    }),
+    fault("MTU changed", Traffic::Survives, |node| {
+        node.ip("link set flannel0 mtu 1300");
+    }),
+    fault("address lost", Traffic::Stops, |node| {
+        node.ip("address flush dev flannel0");
+    }),
+    fault("address added", Traffic::Survives, |node| {
+        node.ip("address add 10.244.77.7/32 dev flannel0");
+    }),
+    fault("route deleted", Traffic::Stops, |node| {
+        node.ip("route delete 10.244.0.0/16");
+    }),
+    fault("routes purged by protocol", Traffic::Stops, |node| {
+        node.ip("route flush proto 199");
+    }),
+    fault("route to nobody added", Traffic::Survives, |node| {
+        node.ip("route add 10.244.99.0/24 dev flannel0");
+    }),
+    fault("rules flushed", Traffic::Survives, |node| {
+        flush_rules(node);
+    }),
+    fault("kernel parameter changed", Traffic::Survives, |node| {
+        let write = || std::fs::write("/proc/sys/net/ipv4/conf/flannel0/accept_local", "0");
+        node.namespace().inside(write).unwrap();
+    }),
+    fault("subnet file removed", Traffic::Survives, |node| {
+        std::fs::remove_file(node.directory("/run/flannel/subnet.env")).unwrap();
+    }),
+    fault("underlay down and up", Traffic::Stops, flap),
+    fault("more notifications than anybody reads", Traffic::Stops, storm),
+];
+
 #[test]
 fn vxlan_heals_under_a_running_flow() {
     sandboxed(|| heals("vxlan", VXLAN));
@@ -139,10 +183,14 @@ fn host_gw_heals_under_a_running_flow() {
     sandboxed(|| heals("host-gw", HOST_GW));
 }
 
+#[test]
+fn udp_heals_under_a_running_flow() {
+    sandboxed(|| heals("udp", UDP));
+}
+
 fn heals(backend: &str, faults: &[Fault]) {
     let mut cluster = Cluster::unconfigured(3, Store::Directory);
-    let network = format!(r#"{{"Network":"10.244.0.0/16","Backend":{{"Type":"{backend}"}}}}"#);
-    cluster.store().configure(&network);
+    cluster.store().configure(&network_over(backend));
     plant_foreign_objects(cluster.node(1));
     cluster.start_all();
     let pods = pod::attach_to_each(cluster.nodes(), 1);
