@@ -7,31 +7,46 @@ CARGO_FLAGS ?=
 HOST := $(shell rustc -vV | sed -n "s/^host: //p")
 MUSL := $(HOST:-gnu=-musl)
 HAS_MUSL := $(wildcard $(shell rustc --print sysroot)/lib/rustlib/$(MUSL)/lib)
+# Another one than that of this machine, if its standard library and its linker are installed.
+TARGET ?=
 # The plugin is static: with musl where that target is installed, with glibc otherwise.
-PLUGIN_TARGET := $(if $(HAS_MUSL),$(MUSL),$(HOST))
+PLUGIN_TARGET := $(or $(TARGET),$(if $(HAS_MUSL),$(MUSL),$(HOST)))
 # Most of its time is the kernel's, so the plugin is compiled for size.
 PLUGIN_PROFILE := small
-# The agent resolves names, which static glibc cannot do: it is static with musl only.
-AGENT_TARGET := $(if $(HAS_MUSL),$(if $(shell command -v musl-gcc),$(MUSL),$(HOST)),$(HOST))
+# So is the agent; its C takes a compiler of its own with musl. It resolves names either way: glibc
+# does so by itself since 2.34, without loading a library.
+AGENT_TARGET := $(or $(TARGET),$(if $(HAS_MUSL),$(if $(shell command -v musl-gcc),$(MUSL),$(HOST)),$(HOST)))
 AGENT_FLAGS := $(if $(filter %-musl,$(AGENT_TARGET)),CC_$(subst -,_,$(MUSL))=musl-gcc)
-STATIC := RUSTFLAGS='-C target-feature=+crt-static'
+STATIC := RUSTFLAGS='$(RUSTFLAGS) -C target-feature=+crt-static'
 DIST := target/dist
+TEST_IMAGE := target/debug/image
+# 12 MiB.
+IMAGE_MAX := 12582912
 # Seconds for each fuzz target.
 TIME ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint bench fuzz sanitize requirements clean
+.PHONY: help build plugin image test-image demo test test-kubernetes lint bench fuzz sanitize requirements clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-build: ## Build flanneld and the CNI plugin for release into target/dist
+build: plugin ## Build flanneld and the CNI plugin for release into target/dist
+	$(STATIC) $(AGENT_FLAGS) $(CARGO) build $(CARGO_FLAGS) --release --target $(AGENT_TARGET) --target-dir target -p flanneld
+	@cp -f target/$(AGENT_TARGET)/release/flanneld $(DIST)/
+	@ls -l $(DIST)
+
+plugin: ## Build the CNI plugin alone
 	@tests/requirements.sh --check build
 	$(STATIC) $(CARGO) build $(CARGO_FLAGS) --profile $(PLUGIN_PROFILE) --target $(PLUGIN_TARGET) --target-dir target -p cni-plugin
-	$(AGENT_FLAGS) $(CARGO) build $(CARGO_FLAGS) --release --target $(AGENT_TARGET) --target-dir target -p flanneld
 	@mkdir -p $(DIST)
-	@cp -f target/$(PLUGIN_TARGET)/$(PLUGIN_PROFILE)/flannel target/$(AGENT_TARGET)/release/flanneld $(DIST)/
-	@ls -l $(DIST)
+	@cp -f target/$(PLUGIN_TARGET)/$(PLUGIN_PROFILE)/flannel $(DIST)/
+
+image: build ## Build the container image into target/dist/flannel.tar, with podman but without root
+	@tests/requirements.sh --check build image
+	config/image.sh $(DIST) $(DIST)/flannel.tar
+	@test $$(stat -c %s $(DIST)/flannel.tar) -le $(IMAGE_MAX) || { echo "the image has more than $(IMAGE_MAX) bytes" >&2; exit 1; }
+	@ls -l $(DIST)/flannel.tar
 
 demo: ## Run a three-node pod network in a sandbox; KEEP=1 leaves a shell, STORE=etcd uses etcd
 	@tests/requirements.sh --check build demo
@@ -40,8 +55,30 @@ demo: ## Run a three-node pod network in a sandbox; KEEP=1 leaves a shell, STORE
 
 test: ## Run all tests; as root on Debian this installs the programs that they need
 	@tests/requirements.sh build demo test
+	@$(MAKE) --no-print-directory plugin test-image
 	$(CARGO) build $(CARGO_FLAGS) --workspace
 	$(CARGO) test $(CARGO_FLAGS) --workspace
+
+# The image that tests run. Only the programs are linked anew, so that this costs little; they have
+# the place of those that other tests run, and go before these are built.
+test-image:
+	@mkdir -p $(TEST_IMAGE)
+	for program in flanneld:flanneld cni-plugin:flannel; do \
+	    $(CARGO) rustc $(CARGO_FLAGS) -p $${program%:*} --bin $${program#*:} -- \
+	        -C target-feature=+crt-static -C strip=symbols && \
+	    cp -f target/debug/$${program#*:} $(TEST_IMAGE)/ || exit 1; \
+	done
+	config/image.sh $(TEST_IMAGE) $(TEST_IMAGE)/flannel.tar
+
+# Where the programs of Kubernetes are built, once.
+KUBERNETES ?= $(CURDIR)/target/kubernetes
+
+test-kubernetes: ## Run the tests of Kubernetes against a real one, built from Debian's sources; as root
+	@tests/requirements.sh build test
+	tests/build-kubernetes.sh $(KUBERNETES)
+	$(CARGO) build $(CARGO_FLAGS) --workspace
+	KUBERNETES=$(KUBERNETES) $(CARGO) test $(CARGO_FLAGS) -p flannel-tests --features kubernetes \
+	    --test kube --test kube_connection --test kubernetes -- --test-threads=2
 
 lint: ## Check formatting, run clippy and build the documentation, warnings denied
 	@tests/requirements.sh --check build

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Finds out which of the programs in requirements.txt are missing for the given purposes.
 #
-#   requirements.sh [--check] PURPOSE...        purposes: build demo test bench
+#   requirements.sh [--check] PURPOSE...        purposes: build image demo test bench aarch64
 #
 # As root on Debian it installs what is missing; otherwise, or with --check, it names the missing
 # programs and the command that installs them, and fails.

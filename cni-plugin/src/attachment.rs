@@ -379,7 +379,9 @@ pub fn inside(
     state.links.insert(if_name, interface);
     state.links.insert(loopback(), Link::up(LinkKind::Loopback));
     state.addresses = ips.iter().map(|ip| Address { link: if_name, ip: ip.address }).collect();
-    state.routes = routes.iter().map(|route| kernel_route(if_name, ips, route)).collect();
+    // Where several have the same destination and metric, the kernel uses the first.
+    let kernel_routes = routes.iter().map(|route| kernel_route(if_name, ips, route));
+    state.routes = kernel_routes.rev().collect();
     state.sysctls.insert(Sysctl::ipv4(if_name, "arp_notify"), "1".to_owned());
     if ips.iter().any(|ip| ip.address.is_ipv6()) {
         for link in [loopback(), if_name] {

@@ -17,7 +17,7 @@ use sha2::{Digest, Sha512};
 
 use crate::attachment;
 use crate::bridge::lookup;
-use crate::invocation::Attachment;
+use crate::invocation::{Attachment, Id};
 
 /// Checked limits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -148,18 +148,19 @@ pub fn add_to(
 pub fn ifb(attachment: &Attachment) -> LinkName {
     let Attachment { network, container, if_name } = attachment;
     match if_name.as_str() {
-        "eth0" => ifb_of_go(attachment),
+        "eth0" => ifb_of_go(network, container),
         other => name(&format!("{network}{container}/{other}")),
     }
 }
 
-fn ifb_of_go(attachment: &Attachment) -> LinkName {
-    name(&format!("{}{}", attachment.network, attachment.container))
+/// The name of the link for what comes from all interfaces of a container, as the Go plugin makes it.
+pub fn ifb_of_go(network: &Id, container: &Id) -> LinkName {
+    name(&format!("{network}{container}"))
 }
 
 /// The names that such a link may have, whoever made it.
 pub fn ifb_names(attachment: &Attachment) -> [LinkName; 2] {
-    [ifb(attachment), ifb_of_go(attachment)]
+    [ifb(attachment), ifb_of_go(&attachment.network, &attachment.container)]
 }
 
 /// Whether a link with one of these names is of the attachment. The Go plugin leaves no remark.
@@ -185,15 +186,6 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::invocation::Id;
-
-    fn attachment(container: &str, if_name: &str) -> Attachment {
-        Attachment {
-            network: Id::new("cbr0").unwrap(),
-            container: Id::new(container).unwrap(),
-            if_name: if_name.parse().unwrap(),
-        }
-    }
 
     fn limits(config: Value) -> Result<Limits, String> {
         Limits::new(config.as_object().unwrap()).map_err(|error| crate::error::chain(&error))
@@ -201,7 +193,7 @@ mod tests {
 
     #[test]
     fn the_name_is_that_of_the_go_plugin_for_the_first_interface() {
-        let of = |if_name| ifb(&attachment("abc", if_name)).to_string();
+        let of = |if_name| ifb(&Attachment::named("cbr0", "abc", if_name)).to_string();
         assert_eq!(of("eth0"), "bwp64e75f641d11");
         assert_ne!(of("net1"), of("eth0"));
     }
@@ -215,7 +207,13 @@ mod tests {
         }));
         let veth: LinkName = "veth01234567".parse().unwrap();
         let mut desired = NetState::default();
-        add_to(&mut desired, &attachment("abc", "eth0"), veth, Mtu::new(1450), &both.unwrap());
+        add_to(
+            &mut desired,
+            &Attachment::named("cbr0", "abc", "eth0"),
+            veth,
+            Mtu::new(1450),
+            &both.unwrap(),
+        );
         let expected = "\
 ip link add bwp64e75f641d11 address 2a:3d:05:3a:ed:e1 mtu 1450 txqueuelen 0 type ifb
 ip link set bwp64e75f641d11 alias \"abc/eth0/cbr0\"

@@ -58,7 +58,7 @@ impl fmt::Display for Command {
 /// The identity of a container or a network: a letter or digit, then also `_`, `.` and `-`.
 ///
 /// Such a name is safe as one component of a path.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Id(String);
 
 impl Id {
@@ -91,6 +91,19 @@ pub struct Attachment {
     pub container: Id,
     /// The interface in the container's sandbox.
     pub if_name: LinkName,
+}
+
+#[cfg(test)]
+impl Attachment {
+    /// One for tests.
+    ///
+    /// # Panics
+    /// If one of these is no name.
+    pub(crate) fn named(network: &str, container: &str, if_name: &str) -> Self {
+        let id = |text| Id::new(text).expect("a name");
+        let if_name = if_name.parse().expect("a name of an interface");
+        Self { network: id(network), container: id(container), if_name }
+    }
 }
 
 /// What comes with every command about one attachment.

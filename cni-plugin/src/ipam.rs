@@ -233,11 +233,7 @@ mod tests {
     }
 
     fn attachment(container: &str) -> Attachment {
-        Attachment {
-            network: Id::new("cbr0").unwrap(),
-            container: Id::new(container).unwrap(),
-            if_name: "eth0".parse().unwrap(),
-        }
+        Attachment::named("cbr0", container, "eth0")
     }
 
     fn addresses(allocation: &Allocation<'_>) -> Vec<String> {

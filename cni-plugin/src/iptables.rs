@@ -204,26 +204,18 @@ fn has_legacy(version: IpVersion, table: TableName) -> bool {
 mod tests {
     use super::*;
 
-    fn attachment(network: &str, container: &str) -> Attachment {
-        Attachment {
-            network: Id::new(network).unwrap(),
-            container: Id::new(container).unwrap(),
-            if_name: "eth0".parse().unwrap(),
-        }
-    }
-
     #[test]
     fn a_comment_tells_the_container() {
         let network = Id::new("cbr0").unwrap();
         let rule = |comment: &str| Rule::new(["-m", "comment", "--comment", comment, "-j", "X"]);
         let of = |comment: &str| container_of(&network, &rule(comment));
-        let one = attachment("cbr0", "one");
+        let one = Attachment::named("cbr0", "one", "eth0");
         for prefix in ["", "dnat "] {
             assert_eq!(of(&comment_of(prefix, &one)).as_deref(), Some("one"));
-            assert_eq!(of(&comment_of(prefix, &attachment("cbr1", "one"))), None);
+            assert_eq!(of(&comment_of(prefix, &Attachment::named("cbr1", "one", "eth0"))), None);
         }
         assert_eq!(of("name: \"cbr0\" id: \"one"), None);
-        let long = comment_of("", &attachment("cbr0", &"a".repeat(300)));
+        let long = comment_of("", &Attachment::named("cbr0", &"a".repeat(300), "eth0"));
         assert_eq!(long.len(), 256);
         assert_eq!(of(&long), None, "what was cut off cannot be told");
     }

@@ -9,6 +9,7 @@
 
 pub mod args;
 pub mod command;
+pub mod hand_over;
 pub mod install;
 pub mod invocation;
 pub mod netconf;

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use cni_plugin::arena::Arena;
 use cni_plugin::error::chain;
+use cni_plugin::hand_over;
 use cni_plugin::install::{Install, InstallError};
 use cni_plugin::plugin::Plugin;
 use cni_plugin::process::{self, Outcome};
@@ -19,8 +20,10 @@ fn main() -> ExitCode {
     let mut arguments = std::env::args_os().map(|text| text.to_string_lossy().into_owned());
     let program = arguments.next().unwrap_or_default();
     // Runtimes give no arguments.
-    if arguments.next().is_some_and(|verb| verb == "install") {
-        return install(&arguments.collect::<Vec<_>>());
+    match arguments.next().as_deref() {
+        Some("install") => return install(&arguments.collect::<Vec<_>>()),
+        Some("hand-over") => return hand_over(),
+        _ => {}
     }
     let variable = |name: &str| Some(std::env::var_os(name)?.to_string_lossy().into_owned());
     finish(&process::run(Plugin::of_program(Path::new(&program)), variable, io::stdin()))
@@ -36,6 +39,15 @@ fn install(arguments: &[String]) -> ExitCode {
         InstallError::Usage | InstallError::Unknown(_) => BAD_USAGE.into(),
         InstallError::Write { .. } => ExitCode::FAILURE,
     }
+}
+
+fn hand_over() -> ExitCode {
+    let (text, code) = match hand_over::run() {
+        Ok(report) => (report.to_string(), ExitCode::SUCCESS),
+        Err(error) => (format!("{}\n", chain(&error)), ExitCode::FAILURE),
+    };
+    let _nobody_is_left_to_tell = write!(io::stderr(), "{text}");
+    code
 }
 
 /// Writes what is to be told. Nobody is left to tell if that fails.

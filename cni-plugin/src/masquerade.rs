@@ -112,22 +112,17 @@ fn subnet(address: IpNetwork) -> IpNetwork {
 mod tests {
     use super::*;
 
-    fn attachment(network: &str, container: &str) -> Attachment {
-        Attachment {
-            network: Id::new(network).unwrap(),
-            container: Id::new(container).unwrap(),
-            if_name: "eth0".parse().unwrap(),
-        }
-    }
-
     #[test]
     fn the_mark_is_that_of_the_go_plugins() {
-        assert_eq!(mark(&attachment("unit-test", "one")), "6fd94d501e58f0aa-287fc69eff0574a2");
+        assert_eq!(
+            mark(&Attachment::named("unit-test", "one", "eth0")),
+            "6fd94d501e58f0aa-287fc69eff0574a2"
+        );
     }
 
     #[test]
     fn a_rule_says_whose_it_is() {
-        let attachment = attachment("unit-test", "one");
+        let attachment = Attachment::named("unit-test", "one", "eth0");
         let expected = "6fd94d501e58f0aa-287fc69eff0574a2, net: unit-test, if: eth0, id: one";
         assert_eq!(comment(&attachment), expected);
         let long = Attachment { container: Id::new(&"a".repeat(100)).unwrap(), ..attachment };
@@ -137,7 +132,8 @@ mod tests {
     #[test]
     fn each_address_is_hidden_from_all_but_its_subnet() {
         let addresses = ["10.1.2.5/24", "fd00::5/64"].map(|ip| ip.parse().unwrap());
-        let ruleset = nftables(&attachment("unit-test", "one"), addresses.into_iter());
+        let ruleset =
+            nftables(&Attachment::named("unit-test", "one", "eth0"), addresses.into_iter());
         let [table] = ruleset.tables.as_slice() else { panic!("one table") };
         let [checks, postrouting] = table.chains.as_slice() else { panic!("two chains") };
         let matches: Vec<_> = checks.rules.iter().map(|rule| rule.matches.clone()).collect();

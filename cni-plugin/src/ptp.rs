@@ -184,18 +184,13 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::invocation::Id;
 
     #[test]
     fn everything_goes_through_the_gateway_on_the_pair() {
         let conf = json!({"ipMasq": true, "mtu": 1400,
             "ipam": {"type": "host-local", "subnet": "10.1.2.0/24"}});
         let ptp = Ptp::new(conf.as_object().unwrap(), "").unwrap();
-        let attachment = Attachment {
-            network: Id::new("cbr0").unwrap(),
-            container: Id::new("one").unwrap(),
-            if_name: "eth0".parse().unwrap(),
-        };
+        let attachment = Attachment::named("cbr0", "one", "eth0");
         let ip = |gateway| Ip { interface: None, address: "10.1.2.5/24".parse().unwrap(), gateway };
         let ips = [ip(Some("10.1.2.1".parse().unwrap()))];
         let routes = [result::Route::to("0.0.0.0/0".parse().unwrap())];

@@ -80,15 +80,10 @@ mod tests {
     use fabric::packet_filter::{Observed, diff};
 
     use super::*;
-    use crate::invocation::Id;
 
     #[test]
     fn the_rules_are_those_of_the_go_plugin() {
-        let attachment = Attachment {
-            network: Id::new("cbr0").unwrap(),
-            container: Id::new("one").unwrap(),
-            if_name: "eth0".parse().unwrap(),
-        };
+        let attachment = Attachment::named("cbr0", "one", "eth0");
         let mac = "02:00:00:00:00:01".parse().unwrap();
         let rules = rules(&attachment, "veth1".parse().unwrap(), mac);
         let expected = "\

@@ -9,13 +9,15 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::cli::{LeaseCommand, StoreOptions, Verb};
+use crate::cli::{KubeOptions, LeaseCommand, StoreOptions, Verb};
 use crate::config::{ConfigError, NetworkConfig};
 use crate::family::Family;
 use crate::lease::acquire::{Entry, Listed};
 use crate::lease::keeper::{Answer, Guard, Listing, Put, Step};
 use crate::lease::{Attributes, LeaseKey, wire};
-use crate::store::{DirectoryStore, EtcdStore, LEASE_TTL, LeaseStore, SharedStore, StoreError};
+use crate::store::{
+    DirectoryStore, EtcdStore, LEASE_TTL, LeaseStore, SharedStore, StoreError, kube,
+};
 
 /// Why a command did not do it.
 #[derive(Debug, thiserror::Error)]
@@ -27,8 +29,8 @@ pub(crate) enum CommandError {
     #[error("cannot start the event loop")]
     Runtime(#[from] std::io::Error),
     #[error(
-        "Kubernetes assigns the subnets: see kubectl get nodes -o custom-columns=\
-         NODE:.metadata.name,SUBNETS:.spec.podCIDRs"
+        "Kubernetes assigns subnets to nodes, and takes them back when a node is deleted (kubectl \
+         delete node NAME); nothing can be released or reserved here"
     )]
     Assigned,
     #[error("nobody holds {0}; see flanneld lease list")]
@@ -41,10 +43,20 @@ pub(crate) enum CommandError {
     NotOnOffer(LeaseKey),
 }
 
-/// A lease and the time since it was renewed.
+/// A lease, and until when its node has it.
 struct Row {
     entry: Entry,
-    age: Option<Duration>,
+    held: Held,
+}
+
+/// Until when a node has its lease.
+enum Held {
+    /// For ever.
+    Reserved,
+    /// A day from when it was renewed last, which is this long ago; nothing if that is over.
+    Renewed(Option<Duration>),
+    /// As long as there is a node of this name.
+    By(String),
 }
 
 /// Runs the command and returns what to print.
@@ -57,10 +69,31 @@ pub(crate) fn run(command: LeaseCommand) -> Result<String, CommandError> {
             StoreOptions::Directory { path, net_config } => {
                 perform(&DirectoryStore::open(path, net_config)?, verb).await
             }
-            StoreOptions::Kube(_) => Err(CommandError::Assigned),
+            StoreOptions::Kube(options) => look(of_nodes(options).await?, verb),
         }
     })?;
     Ok(if json { as_json(&rows) } else { as_table(&rows) })
+}
+
+/// Returns the leases of all nodes of Kubernetes, in the order of their keys.
+async fn of_nodes(options: KubeOptions) -> Result<Vec<Row>, StoreError> {
+    let leases = kube::leases(options, |name| std::env::var(name).ok()).await?;
+    let row = |(node, listed)| {
+        let entry = Entry { listed, revision: 0, created: 0, lease: 0 };
+        Row { entry, held: Held::By(node) }
+    };
+    let mut rows: Vec<_> = leases.into_iter().map(row).collect();
+    rows.sort_by_key(|row| row.entry.listed.key);
+    Ok(rows)
+}
+
+/// Does what changes nothing.
+fn look(rows: Vec<Row>, verb: Verb) -> Result<Vec<Row>, CommandError> {
+    match verb {
+        Verb::List => Ok(rows),
+        Verb::Show(key) => Ok(vec![find(rows, key)?]),
+        Verb::Release(_) | Verb::Reserve(..) => Err(CommandError::Assigned),
+    }
 }
 
 async fn perform(
@@ -69,8 +102,7 @@ async fn perform(
 ) -> Result<Vec<Row>, CommandError> {
     let (rows, revision) = list(store).await?;
     match verb {
-        Verb::List => Ok(rows),
-        Verb::Show(key) => Ok(vec![find(rows, key)?]),
+        Verb::List | Verb::Show(_) => look(rows, verb),
         Verb::Release(key) => {
             let row = find(rows, key)?;
             let revision = row.entry.revision;
@@ -95,8 +127,11 @@ async fn list(store: &(impl LeaseStore + SharedStore)) -> Result<(Vec<Row>, i64)
     };
     let ages = store.perform(&Step::Ages(entries.iter().map(Into::into).collect())).await?;
     let ages = if let Answer::Ages(ages) = ages { ages } else { Vec::new() };
-    let mut rows: Vec<_> =
-        entries.into_iter().zip(ages).map(|(entry, age)| Row { entry, age }).collect();
+    let row = |(entry, age): (Entry, _)| {
+        let held = if entry.lease == 0 { Held::Reserved } else { Held::Renewed(age) };
+        Row { entry, held }
+    };
+    let mut rows: Vec<_> = entries.into_iter().zip(ages).map(row).collect();
     rows.sort_by_key(|row| row.entry.listed.key);
     Ok((rows, revision))
 }
@@ -143,7 +178,8 @@ async fn reserve(
         return Err(CommandError::Changed(key));
     };
     let listed = Listed { key, attributes: Some(attributes) };
-    Ok(vec![Row { entry: Entry { listed, revision, created: revision, lease: 0 }, age: None }])
+    let entry = Entry { listed, revision, created: revision, lease: 0 };
+    Ok(vec![Row { entry, held: Held::Reserved }])
 }
 
 /// What a reservation says until its node comes; other nodes have no use for it.
@@ -172,18 +208,19 @@ fn as_table(rows: &[Row]) -> String {
     table
 }
 
-fn cells(Row { entry, age }: &Row) -> [String; 4] {
+fn cells(Row { entry, held }: &Row) -> [String; 4] {
     let (ip, backend) = match &entry.listed.attributes {
         Some(attributes) => (addresses(attributes), attributes.backend_type.clone()),
         None => ("unreadable".to_owned(), String::new()),
     };
-    let renewed = match (entry.lease, age) {
-        (0, _) => "reserved".to_owned(),
-        (_, Some(age)) => {
+    let renewed = match held {
+        Held::Reserved => "reserved".to_owned(),
+        Held::Renewed(Some(age)) => {
             let left = LEASE_TTL.saturating_sub(*age);
             format!("{} ago, ends in {}", brief(*age), brief(left))
         }
-        (_, None) => "ended".to_owned(),
+        Held::Renewed(None) => "ended".to_owned(),
+        Held::By(node) => format!("with node {node}"),
     };
     [entry.listed.key.to_plain(), ip, backend, renewed]
 }
@@ -203,15 +240,21 @@ fn brief(time: Duration) -> String {
 }
 
 fn as_json(rows: &[Row]) -> String {
-    let row = |Row { entry, age }: &Row| {
+    let row = |Row { entry, held }: &Row| {
         let value = entry.listed.attributes.as_ref().map(wire::encode);
         let value = value.and_then(|value| serde_json::from_slice::<Value>(&value).ok());
+        let (age, node) = match held {
+            Held::Reserved => (None, None),
+            Held::Renewed(age) => (*age, None),
+            Held::By(node) => (None, Some(node)),
+        };
         json!({
             "subnet": entry.listed.key.to_plain(),
             "key": entry.listed.key.to_string(),
-            "reserved": entry.lease == 0,
+            "reserved": matches!(held, Held::Reserved),
             "renewed_secs_ago": age.map(|age| age.as_secs()),
             "ends_in_secs": age.map(|age| LEASE_TTL.saturating_sub(age).as_secs()),
+            "node": node,
             "lease": value,
         })
     };

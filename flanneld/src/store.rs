@@ -4,6 +4,7 @@
 //! what decodes. A foreign key or a broken value is logged and skipped; it can never look like the
 //! end of somebody's lease.
 
+mod config_file;
 pub(crate) mod directory;
 pub(crate) mod etcd;
 pub(crate) mod kube;
@@ -14,7 +15,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
-use tokio::time::sleep;
 use tracing::warn;
 
 use crate::config::{ConfigError, NetworkConfig};
@@ -31,9 +31,6 @@ pub(crate) use kube::KubeStore;
 
 /// How long a lease lasts without being renewed.
 pub(crate) const LEASE_TTL: Duration = Duration::from_secs(24 * 60 * 60);
-
-/// A store that cannot tell about its configuration is asked for it this often.
-const CONFIG_POLL: Duration = Duration::from_secs(10);
 
 /// Keeps leases.
 pub(crate) trait LeaseStore {
@@ -53,12 +50,7 @@ pub(crate) trait LeaseStore {
 
     /// Tells whenever the network configuration may be another one, and at the beginning, as long
     /// as the program runs.
-    async fn watch_config(&self, changed: &Notify) {
-        loop {
-            changed.notify_one();
-            sleep(CONFIG_POLL).await;
-        }
-    }
+    async fn watch_config(&self, changed: &Notify);
 
     /// The address of this node changed: connections from the old one are dead and do not know it.
     fn reconnect(&self) {}
@@ -120,6 +112,8 @@ pub(crate) enum StoreError {
     },
     #[error("cannot speak to the Kubernetes API")]
     Kube(#[from] kube::ConnectError),
+    #[error(transparent)]
+    KubeApi(#[from] kube::ApiError),
     #[error(
         "it is not known which node this is: set NODE_NAME, or POD_NAME and POD_NAMESPACE as in \
          config/kube-flannel.yml"

@@ -267,7 +267,10 @@ impl LeaseStore {
     /// Stores the network configuration, as an administrator does before anything else.
     pub fn configure(&self, network: &str) {
         match self {
-            Self::Kube(_) => fs::write(KUBE_CONFIG, network).expect("the sandbox is writable"),
+            Self::Kube(api) => {
+                api.assign_by(network);
+                fs::write(KUBE_CONFIG, network).expect("the sandbox is writable");
+            }
             Self::Directory(_) | Self::Etcd(_) => self.put("config", network),
         }
     }

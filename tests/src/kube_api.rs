@@ -2,12 +2,16 @@
 //!
 //! It speaks the documented protocol (Kubernetes API Concepts): lists in pages, watches with
 //! bookmarks and `410 Gone`, patches of nodes and their status, tokens and permissions. Faults are
-//! ordered. What is beyond that protocol it refuses like a real one.
+//! ordered. What is beyond that protocol it refuses like a real one. Where a real one is installed,
+//! it stands behind this one, so that the same tests show whether both agree.
 
 mod http;
 mod leases;
 mod objects;
+pub mod real;
+pub mod rules;
 mod serve;
+pub mod tls;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -19,6 +23,8 @@ use serde_json::{Value, json};
 
 use self::http::Stream;
 use self::objects::{Objects, assign, node};
+use self::real::Real;
+use self::rules::Rules;
 use crate::namespace::Namespace;
 use crate::underlay::Underlay;
 
@@ -35,6 +41,8 @@ pub enum Fault {
     Latency(Duration),
     /// The connection is closed without an answer.
     Reset,
+    /// The connection is closed after so many bytes of the answer.
+    CutOff(usize),
     /// It is refused, maybe with a `Retry-After`.
     Refuse {
         /// The HTTP status.
@@ -43,9 +51,6 @@ pub enum Fault {
         retry_after_secs: Option<u32>,
     },
 }
-
-/// Verbs by resource, as in the rules of a `ClusterRole`.
-pub type Rules = Vec<(String, Vec<String>)>;
 
 /// The API server and its host.
 pub struct KubeApi {
@@ -58,7 +63,8 @@ struct Server {
     state: Mutex<State>,
     /// Told after every change.
     changed: Condvar,
-    tls: Option<Arc<rustls::ServerConfig>>,
+    /// Who answers in truth, where there is one.
+    real: Option<Real>,
 }
 
 #[derive(Default)]
@@ -66,7 +72,8 @@ struct State {
     objects: Objects,
     faults: VecDeque<Fault>,
     token: Option<String>,
-    rules: Option<Rules>,
+    rules: Rules,
+    tls: Option<Arc<rustls::ServerConfig>>,
     bookmark_every: Duration,
     /// Counts outages, so that watches notice them.
     epoch: u64,
@@ -101,8 +108,10 @@ impl KubeApi {
 
     fn start(underlay: &Underlay, tls: Option<Arc<rustls::ServerConfig>>) -> Self {
         let host = underlay.host("kube", HOST);
-        let state = State { bookmark_every: Duration::from_secs(1), up: true, ..State::default() };
-        let server = Arc::new(Server { state: Mutex::new(state), changed: Condvar::new(), tls });
+        let bookmark_every = Duration::from_secs(1);
+        let state = State { bookmark_every, up: true, tls, ..State::default() };
+        let real = Real::start(underlay, &host);
+        let server = Arc::new(Server { state: Mutex::new(state), changed: Condvar::new(), real });
         let listener = host.inside(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)));
         let listener = listener.expect("the host is new");
         let accepting = Arc::clone(&server);
@@ -111,7 +120,9 @@ impl KubeApi {
                 accept(&accepting, stream);
             }
         });
-        Self { host, server }
+        let api = Self { host, server };
+        api.allow_only(rules::deployed_rules());
+        api
     }
 
     /// The host that the server runs on.
@@ -121,8 +132,18 @@ impl KubeApi {
 
     /// Where nodes reach it.
     pub fn url(&self) -> String {
-        let scheme = if self.server.tls.is_some() { "https" } else { "http" };
+        let scheme = if self.server.lock().tls.is_some() { "https" } else { "http" };
         format!("{scheme}://{}", SocketAddr::from((Underlay::address(HOST), PORT)))
+    }
+
+    /// Encrypts in this way from now on.
+    pub fn use_tls(&self, tls: rustls::ServerConfig) {
+        self.server.lock().tls = Some(Arc::new(tls));
+    }
+
+    /// Where the real server is reached without this one, with TLS.
+    pub fn real_url(&self) -> String {
+        format!("https://{}", SocketAddr::from((Underlay::address(HOST), real::PORT)))
     }
 
     /// Registers a node, as its kubelet does, with the subnets that a controller assigned.
@@ -136,11 +157,21 @@ impl KubeApi {
         self.change(|state| {
             state.registered += 1;
             let node = node(name, state.registered, &subnets, images);
-            state.objects.store(name, node);
+            match &self.server.real {
+                Some(real) => real.create(node),
+                None => state.objects.store(name, node),
+            }
         });
     }
 
-    /// Assigns subnets to a node that is there.
+    /// Deletes a node and registers it again, with nothing left of what it said of itself: only so
+    /// can it get other subnets.
+    pub fn recreate_node(&self, name: &str, subnets: &[&str]) {
+        self.delete_node(name);
+        self.add_node(name, subnets);
+    }
+
+    /// Assigns subnets to a node that has none.
     pub fn assign(&self, name: &str, subnets: &[&str]) {
         let subnets: Vec<_> = subnets.iter().map(|&subnet| subnet.to_owned()).collect();
         self.edit(name, |node| assign(node, &subnets));
@@ -150,7 +181,10 @@ impl KubeApi {
     ///
     /// # Panics
     /// If there is no such node.
-    pub fn edit(&self, name: &str, edit: impl FnOnce(&mut Value)) {
+    pub fn edit(&self, name: &str, edit: impl Fn(&mut Value)) {
+        if let Some(real) = &self.server.real {
+            return real.edit(name, &edit);
+        }
         self.change(|state| {
             let mut node = state.objects.nodes.get(name).expect("the node is there").clone();
             edit(&mut node);
@@ -172,17 +206,26 @@ impl KubeApi {
 
     /// Deletes a node.
     pub fn delete_node(&self, name: &str) {
-        self.change(|state| state.objects.delete(name));
+        match &self.server.real {
+            Some(real) => real.delete(name),
+            None => self.change(|state| state.objects.delete(name)),
+        }
     }
 
     /// A node as it is stored.
     pub fn node(&self, name: &str) -> Option<Value> {
-        self.server.lock().objects.nodes.get(name).cloned()
+        match &self.server.real {
+            Some(real) => real.node(name),
+            None => self.server.lock().objects.nodes.get(name).cloned(),
+        }
     }
 
     /// The names of all nodes.
     pub fn node_names(&self) -> Vec<String> {
-        self.server.lock().objects.nodes.keys().cloned().collect()
+        match &self.server.real {
+            Some(real) => real.node_names(),
+            None => self.server.lock().objects.nodes.keys().cloned().collect(),
+        }
     }
 
     /// The annotations of a node that begin with the prefix, without it.
@@ -197,6 +240,9 @@ impl KubeApi {
 
     /// Places a pod on a node.
     pub fn add_pod(&self, namespace: &str, name: &str, node: &str) {
+        if let Some(real) = &self.server.real {
+            return real.add_pod(namespace, name, node);
+        }
         let pod = json!({ "kind": "Pod", "apiVersion": "v1", "spec": { "nodeName": node } });
         self.change(|state| {
             state.objects.pods.insert(format!("{namespace}/{name}"), pod);
@@ -208,9 +254,12 @@ impl KubeApi {
         self.server.lock().token = Some(token.to_owned());
     }
 
-    /// Allows nothing but this from now on.
+    /// Allows nothing but this from now on; at first it is what the deployed manifest allows.
     pub fn allow_only(&self, rules: Rules) {
-        self.server.lock().rules = Some(rules);
+        if let Some(real) = &self.server.real {
+            real.allow_only(&rules);
+        }
+        self.server.lock().rules = rules;
     }
 
     /// Orders faults for the next requests, one each.
@@ -220,6 +269,10 @@ impl KubeApi {
 
     /// Forgets the history: watches end, and lists that are being read too.
     pub fn compact(&self) {
+        if let Some(real) = &self.server.real {
+            real.restart();
+            return self.drop_connections();
+        }
         self.change(|state| state.objects.compact());
     }
 
@@ -243,6 +296,15 @@ impl KubeApi {
     /// Is there again.
     pub fn come_up(&self) {
         self.server.lock().up = true;
+    }
+
+    /// Asks the real server as an administrator, for what is beyond nodes; returns its answer.
+    ///
+    /// # Panics
+    /// If there is no real server, or it refuses.
+    pub fn administer(&self, method: &str, path: &str, body: Option<&Value>) -> Value {
+        let real = self.server.real.as_ref().expect("KUBERNETES says where kube-apiserver is");
+        real.ask(method, path, body, &[]).1
     }
 
     /// Returns all requests since the last time, as `GET /api/v1/nodes`.
@@ -283,7 +345,8 @@ fn accept(server: &Arc<Server>, stream: TcpStream) {
 }
 
 fn encrypt(server: &Server, stream: TcpStream) -> io::Result<Box<dyn Stream>> {
-    let Some(tls) = &server.tls else { return Ok(Box::new(stream)) };
-    let connection = rustls::ServerConnection::new(Arc::clone(tls)).map_err(io::Error::other)?;
+    let tls = server.lock().tls.clone();
+    let Some(tls) = tls else { return Ok(Box::new(stream)) };
+    let connection = rustls::ServerConnection::new(tls).map_err(io::Error::other)?;
     Ok(Box::new(rustls::StreamOwned::new(connection, stream)))
 }

@@ -10,11 +10,13 @@
 //! Fixtures report trouble by panicking with a text that says what was expected and what was
 //! there: in a test that is the failure, in the lab it is the last line.
 
+pub mod certificates;
 pub mod daemon;
 pub mod namespace;
 pub mod program;
 pub mod sandbox;
 pub mod wait;
+pub mod yaml;
 
 pub mod bad_link;
 pub mod cluster;
@@ -22,6 +24,7 @@ pub mod device;
 pub mod etcd;
 pub mod etcd_cluster;
 pub mod fault;
+pub mod http_proxy;
 pub mod impairment;
 pub mod kube_api;
 pub mod lease_lab;
@@ -29,9 +32,11 @@ pub mod node;
 pub mod partition;
 pub mod underlay;
 
+pub mod containerd;
 pub mod cri;
 pub mod plain_tunnel;
 pub mod pod;
+pub mod podman;
 pub mod rule_engine;
 pub mod runtime;
 pub mod traffic;

@@ -14,7 +14,7 @@ const REQUIREMENTS: &str = include_str!("../requirements.txt");
 /// # Panics
 /// If it has not been built.
 pub fn flanneld() -> PathBuf {
-    under_test("flanneld", "TEST_FLANNELD")
+    under_test("flanneld", "TEST_FLANNELD", BUILD)
 }
 
 /// The CNI plugin that is tested: `flannel` from this build, or what `TEST_FLANNEL` names.
@@ -22,7 +22,16 @@ pub fn flanneld() -> PathBuf {
 /// # Panics
 /// If it has not been built.
 pub fn flannel() -> PathBuf {
-    under_test("flannel", "TEST_FLANNEL")
+    under_test("flannel", "TEST_FLANNEL", BUILD)
+}
+
+/// The container image that is tested, an OCI archive: that of this build, or what `TEST_IMAGE`
+/// names.
+///
+/// # Panics
+/// If it has not been built.
+pub fn image() -> PathBuf {
+    under_test("image/flannel.tar", "TEST_IMAGE", "make test-image")
 }
 
 /// A command for a program of the system, looked up where daemons look: also in `sbin`.
@@ -107,7 +116,9 @@ fn line(command: &Command) -> String {
     words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
 }
 
-fn under_test(name: &str, variable: &str) -> PathBuf {
+const BUILD: &str = "cargo build --workspace";
+
+fn under_test(name: &str, variable: &str, build: &str) -> PathBuf {
     if let Some(path) = env::var_os(variable) {
         return fs::canonicalize(&path)
             .unwrap_or_else(|e| panic!("{variable}={}: {e}", path.display()));
@@ -115,9 +126,10 @@ fn under_test(name: &str, variable: &str) -> PathBuf {
     let this = env::current_exe().expect("/proc is mounted");
     // Tests are one directory below the programs of the same build, binaries beside them.
     let beside = this.ancestors().skip(1).take(2).map(|directory| directory.join(name));
-    beside.into_iter().find(|path| is_file(path)).unwrap_or_else(|| {
-        panic!("{name} has not been built beside {}: cargo build --workspace", this.display())
-    })
+    beside
+        .into_iter()
+        .find(|path| is_file(path))
+        .unwrap_or_else(|| panic!("{name} has not been built beside {}: {build}", this.display()))
 }
 
 fn is_file(path: &Path) -> bool {

@@ -42,9 +42,8 @@ impl Underlay {
     /// Makes a host: a namespace with an `eth0` on the underlay, its addresses and default routes.
     pub fn host(&self, name: &str, number: u8) -> Namespace {
         let host = Namespace::create(name);
-        let bridge = self.bridge.name();
-        host.ip(&format!("link add eth0 type veth peer name {name} netns {bridge}"));
-        self.configure(&host, number);
+        self.plug(name, "eth0", name);
+        Self::configure(&host, number);
         host
     }
 
@@ -60,18 +59,26 @@ impl Underlay {
             host.inside(|| device::open("eth0", Layer::Ethernet)),
             self.bridge.inside(move || device::open(&port, Layer::Ethernet)),
         ];
-        self.configure(host, number);
+        self.bridge.ip(&format!("link set {} master br0 up", host.name()));
+        Self::configure(host, number);
         BadLink::between(ends.map(|end| end.expect("there is /dev/net/tun")), way)
     }
 
-    fn configure(&self, host: &Namespace, number: u8) {
+    fn configure(host: &Namespace, number: u8) {
         let address = Self::address(number);
-        self.bridge.ip(&format!("link set {} master br0 up", host.name()));
         host.ip(&format!("address add {address}/24 dev eth0"));
         host.ip(&format!("address add {}/64 dev eth0 nodad", Self::address6(number)));
         host.ip("link set eth0 up");
         host.ip(&format!("route add default via {GATEWAY}"));
         host.ip(&format!("route add default via {GATEWAY6}"));
+    }
+
+    /// Gives a network namespace, by its name or the process in it, a link to the bridge, whose end
+    /// there is called `port`.
+    pub fn plug(&self, port: &str, link: &str, namespace: &str) {
+        let peer = format!("name {link} netns {namespace}");
+        self.bridge.ip(&format!("link add {port} type veth peer {peer}"));
+        self.bridge.ip(&format!("link set {port} master br0 up"));
     }
 
     /// Gives a host and its port another MTU.

@@ -70,6 +70,26 @@ fn ipv6_alone_over_plain_routes_and_a_directory() {
     sandboxed(|| serves("host-gw", Stack::Ipv6, Store::Directory));
 }
 
+#[test]
+fn dual_stack_over_vxlan_and_kubernetes() {
+    sandboxed(|| serves("vxlan", Stack::Dual, Store::Kube));
+}
+
+#[test]
+fn dual_stack_over_udp_and_kubernetes() {
+    sandboxed(|| serves("udp", Stack::Dual, Store::Kube));
+}
+
+#[test]
+fn dual_stack_over_plain_routes_and_kubernetes() {
+    sandboxed(|| serves("host-gw", Stack::Dual, Store::Kube));
+}
+
+#[test]
+fn ipv6_alone_over_vxlan_and_kubernetes() {
+    sandboxed(|| serves("vxlan", Stack::Ipv6, Store::Kube));
+}
+
 /// Pods reach each other, nodes and the world, as what they are or as their node.
 fn serves(backend: &str, stack: Stack, store: Store) {
     let cluster = Cluster::running_with(2, store, &network(backend, stack));

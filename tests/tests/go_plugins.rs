@@ -12,7 +12,7 @@ use std::process::Command;
 
 use flannel_tests::namespace::Namespace;
 use flannel_tests::sandbox::sandboxed;
-use flannel_tests::{program, runtime};
+use flannel_tests::{program, runtime, wait};
 use serde_json::{Value, json};
 
 /// Where the two sets of plugins are.
@@ -395,5 +395,47 @@ fn our_pods_live_on_and_end_under_the_go_plugins() {
         pod.detach(GO, &list);
         other.detach(GO, &List::new(&iptables, 8081));
         assert_eq!(remains(), nothing());
+    });
+}
+
+/// With our own back end, whose rules the Go plugins of Debian cannot see.
+#[test]
+fn rules_in_nftables_are_handed_over_to_the_go_plugins() {
+    sandboxed(|| {
+        node();
+        let list = List::new(&[("ipMasq", json!(true))], 8080);
+        let pod = Pod::new("pod");
+        pod.attach(OURS, &list);
+        let hand_over = || {
+            let output = program::outcome(Command::new(program::flannel()).arg("hand-over"));
+            assert!(output.status.success(), "{output:?}");
+            String::from_utf8(output.stderr).unwrap()
+        };
+        assert_eq!(hand_over(), "moved to iptables: rules of pod, interface eth0, cbr0\n");
+        assert_eq!(hand_over(), "");
+        let nft = host("nft", "list table ip cni_hostport");
+        assert!(!nft.contains("id: "), "{nft}");
+
+        // They are those that the Go plugins would have made.
+        let moved: Vec<_> =
+            rules().iter().map(|rule| rule.replace("10.1.2.2", "10.1.2.3")).collect();
+        pod.detach(GO, &list);
+        assert_eq!(remains(), nothing());
+        pod.attach(GO, &list);
+        assert_eq!(rules(), moved, "but for the address, which is the next one");
+        pod.detach(GO, &list);
+
+        // What cannot be told any more is named and stays.
+        let gone = Pod::new("gone");
+        gone.attach(OURS, &list);
+        gone.0.delete();
+        wait::until_true("the pod is gone", || !host("ip", "-o link").contains("gone/eth0"));
+        let left = hand_over();
+        assert!(
+            left.starts_with("left in nftables: ports of ") && left.contains("id: gone"),
+            "{left}"
+        );
+        gone.detach(OURS, &list);
+        assert_eq!(hand_over(), "");
     });
 }

@@ -4,14 +4,16 @@ use std::fs;
 use std::time::Duration;
 
 use flannel_tests::cluster::{Cluster, STOCK_NETWORK, Store};
-use flannel_tests::kube_api::{Fault, PREFIX};
+use flannel_tests::kube_api::PREFIX;
+use flannel_tests::kube_api::rules::{Rules, deployed_rules};
 use flannel_tests::pod;
 use flannel_tests::sandbox::sandboxed;
-use flannel_tests::traffic::ping;
+use flannel_tests::traffic::{http_get, ping};
 use flannel_tests::wait;
+use serde_json::json;
 
 /// What the stock manifest of flannel allows.
-fn stock_rules() -> Vec<(String, Vec<String>)> {
+fn stock_rules() -> Rules {
     [("nodes", &["get", "list", "watch"][..]), ("nodes/status", &["patch"]), ("pods", &["get"])]
         .map(|(resource, verbs)| {
             (resource.to_owned(), verbs.iter().map(|&verb| verb.to_owned()).collect())
@@ -22,9 +24,10 @@ fn stock_rules() -> Vec<(String, Vec<String>)> {
 #[test]
 fn pods_on_three_nodes_reach_each_other_with_no_more_permissions_than_flannel_has() {
     sandboxed(|| {
-        let mut cluster = Cluster::new(3, Store::Kube);
-        cluster.store().kube().allow_only(stock_rules());
-        cluster.start_all();
+        let mut allowed = deployed_rules();
+        allowed.sort();
+        assert_eq!(allowed, stock_rules());
+        let cluster = Cluster::running(3, Store::Kube);
         let pods = pod::attach_to_each(cluster.nodes(), 1);
         for (from, to) in pod::pairs(&pods) {
             ping(from.namespace(), to.address()).unwrap();
@@ -76,7 +79,7 @@ fn a_subnet_that_is_not_assigned_yet_is_waited_for() {
         wait::until_true("it says what does not fit", || {
             cluster.flanneld(1).log().contains("10.9.1.0/24, which is not inside 10.244.0.0/16")
         });
-        cluster.store().kube().assign("n1", &["10.244.7.0/24"]);
+        cluster.store().kube().recreate_node("n1", &["10.244.7.0/24"]);
         cluster.wait_until_ready(1);
         let file = cluster.node(1).subnet_file().unwrap();
         assert!(file.contains("FLANNEL_SUBNET=10.244.7.1/24\n"), "{file}");
@@ -107,12 +110,7 @@ fn a_deleted_and_recreated_node_leaves_no_old_subnet() {
     sandboxed(|| {
         let mut cluster = Cluster::running(2, Store::Kube);
         let api = cluster.store().kube();
-        // Its kubelet registers again while nobody looks: the watch only shows the change.
-        api.edit("n2", |node| {
-            node["metadata"]["uid"] = "another".into();
-            node["metadata"]["annotations"] = serde_json::json!({});
-        });
-        api.assign("n2", &["10.244.22.0/24"]);
+        api.recreate_node("n2", &["10.244.22.0/24"]);
         wait::until("n1 has a route to the new subnet only", || {
             let routes = cluster.node(1).ip("route show");
             let has = |subnet: &str| routes.contains(subnet);
@@ -191,7 +189,8 @@ fn what_somebody_removes_of_the_own_annotations_comes_back() {
         let patches = api.requests().iter().filter(|line| line.starts_with("PATCH")).count();
         // What others change about the node is none of our business.
         for images in 0..5 {
-            api.edit("n1", |node| node["status"]["images"] = images.into());
+            let image = json!([{ "names": ["localhost/a"], "sizeBytes": images }]);
+            api.edit("n1", |node| node["status"]["images"] = image.clone());
         }
         wait::while_true(Duration::from_secs(1), "nothing is patched or read for it", || {
             !api.requests().iter().any(|line| line.starts_with("PATCH"))
@@ -270,84 +269,6 @@ fn an_outage_of_the_api_server_is_survived_and_so_is_a_restart_in_it() {
 }
 
 #[test]
-fn faults_of_the_api_server_cost_nothing_but_time() {
-    sandboxed(|| {
-        let mut cluster = Cluster::new(2, Store::Kube);
-        let refuse = |status, retry_after_secs| Fault::Refuse { status, retry_after_secs };
-        cluster.store().kube().order([
-            Fault::Reset,
-            refuse(500, None),
-            refuse(429, Some(1)),
-            Fault::Latency(Duration::from_millis(300)),
-            refuse(503, None),
-            Fault::Reset,
-            refuse(401, None),
-        ]);
-        cluster.start(1);
-        cluster.wait_until_ready(1);
-        cluster.start(2);
-        cluster.wait_until_ready(2);
-        cluster.wait_for_peers();
-        let api = cluster.store().kube();
-        let mut number = 10;
-        let mut arrives = |cluster: &Cluster, after: &str| {
-            number += 1;
-            let subnet = format!("10.244.{number}.0");
-            cluster.store().kube().put_lease(
-                &format!("subnets/{subnet}-24"),
-                &format!(
-                    r#"{{"PublicIP":"198.51.100.{number}","BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"02:00:00:00:00:{number}"}}}}"#
-                ),
-            );
-            wait::until(&format!("a new node is known after {after}"), || {
-                let routes = cluster.node(1).ip("route show");
-                if routes.contains(&subnet) { Ok(()) } else { Err(routes) }
-            });
-        };
-        arrives(&cluster, "the start");
-        api.drop_connections();
-        arrives(&cluster, "a reset");
-        api.compact();
-        arrives(&cluster, "410 Gone");
-        api.order([refuse(410, None), refuse(500, None), refuse(429, Some(1))]);
-        api.drop_connections();
-        arrives(&cluster, "refusals");
-        let lines = api.requests();
-        assert!(lines.len() < 200, "{} requests", lines.len());
-    });
-}
-
-#[test]
-fn a_rotated_token_is_used_at_once() {
-    sandboxed(|| {
-        let mut cluster = Cluster::new(1, Store::Kube);
-        let api = cluster.store().kube();
-        api.demand_token("one");
-        let kubeconfig = format!(
-            "current-context: c\ncontexts: [{{name: c, context: {{cluster: c, user: u}}}}]\n\
-             clusters: [{{name: c, cluster: {{server: '{}'}}}}]\n\
-             users: [{{name: u, user: {{tokenFile: token}}}}]\n",
-            api.url()
-        );
-        fs::write("/run/kubeconfig", kubeconfig).unwrap();
-        fs::write("/run/token", "one\n").unwrap();
-        cluster.start_with(1, &["--kube-api-url=", "--kubeconfig-file=/run/kubeconfig"]);
-        cluster.wait_until_ready(1);
-        let api = cluster.store().kube();
-        api.demand_token("two");
-        api.drop_connections();
-        api.annotate("n1", &format!("{PREFIX}public-ip"), None);
-        wait::until_true("it is refused", || cluster.flanneld(1).log().contains("401"));
-        fs::write("/run/token", "two\n").unwrap();
-        wait::until_true("it says again who it is", || {
-            cluster.store().kube().annotations("n1", PREFIX).contains_key("public-ip")
-        });
-        let log = cluster.flanneld(1).log();
-        assert!(!log.contains("one\n") && !log.contains("Bearer"), "{log}");
-    });
-}
-
-#[test]
 fn missing_permissions_are_named() {
     sandboxed(|| {
         let mut cluster = Cluster::new(1, Store::Kube);
@@ -377,5 +298,81 @@ fn limits_on_subnets_in_the_configuration_do_not_count() {
         cluster.wait_until_ready(1);
         let file = cluster.node(1).subnet_file().unwrap();
         assert!(file.contains("FLANNEL_NETWORK=10.244.1.0/24\nFLANNEL_SUBNET=10.244.1.1/24\n"));
+    });
+}
+
+#[test]
+fn a_change_of_one_family_reaches_the_others() {
+    sandboxed(|| {
+        let network = r#"{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"2001:db8:42::/56","Backend":{"Type":"vxlan"}}"#;
+        let cluster = Cluster::running_with(1, Store::Kube, network);
+        let api = cluster.store().kube();
+        let data = |mac: &str| format!(r#"{{"VNI":1,"VtepMAC":"02:00:00:00:00:{mac}"}}"#);
+        let [data4, data6] = [data("04"), data("06")];
+        api.put_lease("subnets/10.244.9.0-24&2001:db8:42:9::-64", &format!(
+            r#"{{"PublicIP":"198.51.100.9","PublicIPv6":"fd99::9","BackendType":"vxlan","BackendData":{data4},"BackendV6Data":{data6}}}"#
+        ));
+        let entries = || {
+            let of = |device: &str| cluster.node(1).bridge(&format!("fdb show dev {device}"));
+            of("flannel.1") + &of("flannel-v6.1")
+        };
+        let becomes = |ipv4: &str, ipv6: &str| {
+            wait::until(&format!("{ipv4} and {ipv6}"), || {
+                let entries = entries();
+                if entries.contains(ipv4) && entries.contains(ipv6) { Ok(()) } else { Err(entries) }
+            });
+        };
+        let peer = api.node_names().into_iter().find(|name| name.starts_with("peer")).unwrap();
+        let say =
+            |name: &str, value: &str| api.annotate(&peer, &format!("{PREFIX}{name}"), Some(value));
+        becomes("02:00:00:00:00:04 dst 198.51.100.9", "02:00:00:00:00:06 dst fd99::9");
+        say("backend-data", &data("14"));
+        becomes("02:00:00:00:00:14 dst 198.51.100.9", "02:00:00:00:00:06 dst fd99::9");
+        say("public-ipv6", "fd99::19");
+        becomes("02:00:00:00:00:14 dst 198.51.100.9", "02:00:00:00:00:06 dst fd99::19");
+        // One that cannot be read does not take the other along.
+        api.annotate(&peer, &format!("{PREFIX}public-ipv6"), None);
+        wait::until_true("IPv6 is gone", || !entries().contains("02:00:00:00:00:06"));
+        becomes("02:00:00:00:00:14 dst 198.51.100.9", "");
+    });
+}
+
+#[test]
+fn readiness_says_what_the_node_can_do_and_liveness_whether_a_restart_would_help() {
+    sandboxed(|| {
+        let mut cluster = Cluster::new(1, Store::Kube);
+        let node = cluster.node(1).clone();
+        cluster.store().kube().delete_node("n1");
+        cluster.store().kube().add_node("n1", &[]);
+        cluster.start(1);
+        let status = |path| http_get(node.namespace(), ([127, 0, 0, 1], 8081).into(), path);
+        let becomes = |ready: u16, why: &str| {
+            wait::until(&format!("/readyz answers {ready} {why}"), || match status("/readyz") {
+                Ok((status, _)) if status == ready => Ok(()),
+                other => Err(format!("{other:?}")),
+            });
+            assert_eq!(status("/healthz").unwrap().0, 200, "{why}");
+        };
+        let message = "was assigned no subnet";
+        wait::until_true("it says what is missing", || cluster.flanneld(1).log().contains(message));
+        becomes(503, "without a subnet");
+        let api = cluster.store().kube();
+        assert!(!api.node("n1").unwrap().to_string().contains("FlannelIsUp"));
+        api.assign("n1", &["10.244.1.0/24"]);
+        becomes(200, "when all is there");
+        // Somebody else's route is in the way of a peer.
+        node.ip("route add 10.244.9.0/24 dev eth0");
+        api.put_lease(
+            "subnets/10.244.9.0-24",
+            r#"{"PublicIP":"198.51.100.9","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:09"}}"#,
+        );
+        becomes(503, "while a peer cannot be reached");
+        node.ip("route delete 10.244.9.0/24 dev eth0");
+        becomes(200, "when it can");
+        api.go_down();
+        wait::while_true(Duration::from_secs(2), "it is ready without the API server", || {
+            status("/readyz").is_ok_and(|(status, _)| status == 200)
+        });
+        becomes(200, "without the API server");
     });
 }

@@ -22,6 +22,27 @@ fn leases_are_listed_shown_reserved_and_released_with_a_directory_store() {
     sandboxed(|| leases_are_listed_shown_reserved_and_released(Store::Directory));
 }
 
+#[test]
+fn leases_are_listed_and_shown_with_kubernetes_which_alone_changes_them() {
+    sandboxed(|| {
+        let cluster = Cluster::running(2, Store::Kube);
+        let text = lease(&cluster, "list");
+        assert!(text.contains("10.244.2.0/24") && text.contains("with node n2\n"), "{text}");
+        let list: Value = serde_json::from_str(&lease(&cluster, "list --json")).unwrap();
+        let address = cluster.node(1).address().to_string();
+        assert_eq!(list[0]["key"], "10.244.1.0-24");
+        assert_eq!((&list[0]["node"], &list[1]["node"]), (&"n1".into(), &"n2".into()));
+        assert_eq!(list[0]["lease"]["PublicIP"], *address);
+        assert_eq!(lease(&cluster, "show 10.244.2.0/24").lines().count(), 2);
+        for verb in ["release 10.244.2.0/24", "reserve 10.244.2.0/24 --public-ip 198.51.100.9"] {
+            let refused = program::outcome(&mut lease_command(&cluster, verb));
+            assert_eq!(refused.status.code(), Some(1));
+            let reason = String::from_utf8_lossy(&refused.stderr);
+            assert!(reason.contains("kubectl delete node"), "{reason}");
+        }
+    });
+}
+
 fn leases_are_listed_shown_reserved_and_released(store: Store) {
     let mut cluster = Cluster::new(2, store);
     let [one, two] = [1, 2].map(|number| cluster.node(number).address().to_string());

@@ -194,6 +194,11 @@ fn sigterm_ends_it_within_a_second_with_a_directory_store() {
     sandboxed(|| sigterm_leaves_the_network_as_it_is(Store::Directory));
 }
 
+#[test]
+fn sigterm_ends_it_within_a_second_with_kubernetes() {
+    sandboxed(|| sigterm_leaves_the_network_as_it_is(Store::Kube));
+}
+
 fn sigterm_leaves_the_network_as_it_is(store: Store) {
     let mut cluster = Cluster::running(2, store);
     let pods = pod::attach_to_each(cluster.nodes(), 1);
@@ -288,6 +293,11 @@ fn restart_keeps_the_subnet_with_udp() {
     sandboxed(|| restart_without_a_subnet_file_keeps_the_subnet(Store::Directory, "udp"));
 }
 
+#[test]
+fn restart_keeps_the_subnet_that_kubernetes_has_for_this_node() {
+    sandboxed(|| restart_without_a_subnet_file_keeps_the_subnet(Store::Kube, "vxlan"));
+}
+
 fn restart_without_a_subnet_file_keeps_the_subnet(store: Store, backend: &str) {
     let mut cluster = Cluster::running_with(2, store, &network_over(backend));
     let before = cluster.node(1).subnet_file().unwrap();
@@ -331,6 +341,11 @@ fn kill_and_restart_lose_no_packet_of_a_flow_with_etcd() {
 #[test]
 fn kill_and_restart_lose_no_packet_of_a_flow_with_a_directory_store() {
     sandboxed(|| kill_and_restart_lose_no_packet(Store::Directory));
+}
+
+#[test]
+fn kill_and_restart_lose_no_packet_of_a_flow_with_kubernetes() {
+    sandboxed(|| kill_and_restart_lose_no_packet(Store::Kube));
 }
 
 fn kill_and_restart_lose_no_packet(store: Store) {

@@ -46,6 +46,11 @@ fn options_of_vxlan_change_without_losing_a_packet_with_a_directory_store() {
     sandboxed(|| options_of_vxlan_change(Store::Directory));
 }
 
+#[test]
+fn options_of_vxlan_change_without_losing_a_packet_with_kubernetes() {
+    sandboxed(|| options_of_vxlan_change(Store::Kube));
+}
+
 fn options_of_vxlan_change(store: Store) {
     let cluster = running(2, store, r#""Type":"vxlan""#);
     let pods = pod::attach_to_each(cluster.nodes(), 1);

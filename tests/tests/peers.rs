@@ -20,6 +20,11 @@ fn peer_whose_lease_is_deleted_in_the_directory_disappears_from_the_others() {
     sandboxed(|| peer_whose_lease_is_deleted_disappears(Store::Directory));
 }
 
+#[test]
+fn peer_whose_node_is_deleted_in_kubernetes_disappears_from_the_others() {
+    sandboxed(|| peer_whose_lease_is_deleted_disappears(Store::Kube));
+}
+
 fn peer_whose_lease_is_deleted_disappears(store: Store) {
     let mut cluster = Cluster::running(3, store);
     let pods = pod::attach_to_each(cluster.nodes(), 1);

@@ -48,6 +48,7 @@ macro_rules! over_every_backend {
 over_every_backend! {
     pods_on_three_nodes_reach_each_other_over_etcd
     pods_on_three_nodes_reach_each_other_with_a_directory_store
+    pods_on_three_nodes_reach_each_other_with_kubernetes
     pods_see_each_other_under_their_own_addresses
     traffic_that_leaves_the_cluster_carries_the_address_of_the_node
     nodes_reach_pods_on_every_node
@@ -61,6 +62,10 @@ fn pods_on_three_nodes_reach_each_other_over_etcd(backend: &Backend) {
 
 fn pods_on_three_nodes_reach_each_other_with_a_directory_store(backend: &Backend) {
     every_pod_reaches_every_other(&backend.running(3, Store::Directory));
+}
+
+fn pods_on_three_nodes_reach_each_other_with_kubernetes(backend: &Backend) {
+    every_pod_reaches_every_other(&backend.running(3, Store::Kube));
 }
 
 fn every_pod_reaches_every_other(cluster: &Cluster) {

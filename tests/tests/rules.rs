@@ -184,9 +184,8 @@ fn absent_programs_are_named_and_waited_for_or_done_without() {
         // Shared, so that a flanneld that runs sees them come back.
         mount(&["--bind", "/usr/sbin", "/usr/sbin"]);
         mount(&["--make-shared", "/usr/sbin"]);
-        for program in hidden {
-            mount(&["--bind", "/dev/null", program]);
-        }
+        let hide = || hidden.iter().for_each(|path| mount(&["--bind", "/dev/null", path]));
+        hide();
         let demanded = RuleEngine::IptablesNft.network();
         cluster.store().configure(&demanded.replace("\"EnableNFTables\": false,", ""));
         cluster.start(1);
@@ -198,18 +197,30 @@ fn absent_programs_are_named_and_waited_for_or_done_without() {
 
         cluster.store().configure(&demanded);
         cluster.start(1);
+        cluster.wait_until_ready(1);
+        let log = cluster.flanneld(1).log();
+        assert!(log.contains("EnableNFTables is false, but iptables is not installed"), "{log}");
+        let node = cluster.node(1).namespace().clone();
+        assert_ne!(RuleEngine::Nftables.listing(&node), "");
+        cluster.stop(1);
+        let install = || hidden.map(|path| program::run(program::installed("umount").arg(path)));
+        install();
+        cluster.start(1);
+        cluster.wait_until_ready(1);
+        assert!(RuleEngine::IptablesNft.listing(&node).contains("FLANNEL-POSTRTG"));
+        assert_eq!(RuleEngine::Nftables.listing(&node), "");
+
+        hide();
+        run(&node, "nft flush chain ip nat FLANNEL-POSTRTG");
         let advice = "install the package iptables, or set EnableNFTables to true";
         wait::until("the programs are missed", || {
             let log = cluster.flanneld(1).log();
             if log.contains(advice) { Ok(()) } else { Err(log) }
         });
-        for program in hidden {
-            program::run(program::installed("umount").arg(program));
-        }
-        cluster.wait_until_ready(1);
-        let node = cluster.node(1).namespace().clone();
-        assert!(RuleEngine::IptablesNft.listing(&node).contains("FLANNEL-POSTRTG"));
-        assert_eq!(RuleEngine::Nftables.listing(&node), "");
+        install();
+        wait::until_true("the rules are back", || {
+            RuleEngine::IptablesNft.listing(&node).contains("MASQUERADE")
+        });
     });
 }
 

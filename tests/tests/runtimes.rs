@@ -10,16 +10,16 @@
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::fs;
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
+use flannel_tests::containerd::{
+    self, GREETING, SERVER, SOCKET, ctr, greeting, make_root_filesystem,
+};
 use flannel_tests::cri::{Cri, PodSandboxConfig, PodSandboxMetadata, PortMapping};
 use flannel_tests::daemon::Daemon;
 use flannel_tests::namespace::Namespace;
+use flannel_tests::podman::Podman;
 use flannel_tests::sandbox::sandboxed_as_root;
 use flannel_tests::{program, wait};
 use nix::mount::{MsFlags, mount};
@@ -32,10 +32,6 @@ const LISTS: [(&str, &str); 2] = [
 
 const SUBNET_FILE: &str = "FLANNEL_NETWORK=10.1.0.0/16\nFLANNEL_SUBNET=10.1.2.1/24\n\
                            FLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";
-
-/// Serves `/run/rootfs/etc/greeting` on port 80.
-const SERVER: [&str; 6] = ["/bin/httpd", "-f", "-p", "80", "-h", "/etc"];
-const GREETING: &str = "hello from the pod\n";
 
 /// The port of the node that leads to the pod.
 const PORT: u16 = 18080;
@@ -75,30 +71,9 @@ fn ip(arguments: &str) -> String {
     program::run(program::installed("ip").args(arguments.split_whitespace()))
 }
 
-/// A root with busybox and a greeting.
-fn make_root_filesystem() {
-    for directory in ["bin", "etc", "proc", "sys", "dev", "tmp", "run"] {
-        fs::create_dir_all(Path::new("/run/rootfs").join(directory)).unwrap();
-    }
-    let busybox =
-        program::find("busybox").unwrap_or_else(|| panic!("{}", program::missing("busybox")));
-    fs::copy(busybox, "/run/rootfs/bin/busybox").unwrap();
-    for name in ["sh", "httpd", "sleep"] {
-        symlink("busybox", Path::new("/run/rootfs/bin").join(name)).unwrap();
-    }
-    fs::write("/run/rootfs/etc/greeting", GREETING).unwrap();
-}
-
 /// What the server says at an address, if there is one.
 fn get(address: &str) -> Option<String> {
-    const PATIENCE: Duration = Duration::from_secs(2);
-    let address: SocketAddr = address.parse().unwrap();
-    let mut stream = TcpStream::connect_timeout(&address, PATIENCE).ok()?;
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream.write_all(b"GET /greeting HTTP/1.0\r\n\r\n").ok()?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text).ok()?;
-    Some(text.split_once("\r\n\r\n")?.1.to_owned())
+    greeting(address.parse().unwrap())
 }
 
 fn assert_serves(client: &Namespace, pod: &str) {
@@ -159,49 +134,12 @@ fn only_address() -> Option<String> {
     names.find(|name| name.starts_with("10.1.2."))
 }
 
-const SOCKET: &str = "/run/containerd.sock";
-
-/// containerd with its data in `/run`, with or without what kubelet talks to.
-fn containerd(cri: bool) -> Daemon {
-    let disabled = if cri { "" } else { "\"io.containerd.grpc.v1.cri\"" };
-    let config = format!(
-        r#"version = 2
-root = "/run/containerd-root"
-state = "/run/containerd-state"
-disabled_plugins = [{disabled}]
-[grpc]
- address = "{SOCKET}"
-[plugins."io.containerd.grpc.v1.cri"]
- sandbox_image = "localhost/pod:test"
- restrict_oom_score_adj = true
- [plugins."io.containerd.grpc.v1.cri".containerd]
-  snapshotter = "native"
- [plugins."io.containerd.grpc.v1.cri".cni]
-  bin_dir = "/opt/cni/bin"
-  conf_dir = "/etc/cni/net.d"
-"#
-    );
-    fs::write("/run/containerd.toml", config).unwrap();
-    let mut command = program::installed("containerd");
-    let daemon = Daemon::start("containerd", command.args(["-c", "/run/containerd.toml"]));
-    wait::until_true("containerd answers", || {
-        program::outcome(&mut ctr(&["version"])).status.success()
-    });
-    daemon
-}
-
-fn ctr(arguments: &[&str]) -> Command {
-    let mut command = program::installed("ctr");
-    command.args(["--address", SOCKET, "--namespace", "k8s.io"]).args(arguments);
-    command
-}
-
 /// `ctr` attaches without host ports, and detaches without saying where the pod was.
 #[test]
 fn ctr_runs_a_pod_and_leaves_no_trace_of_it() {
     sandboxed_as_root(|| {
         let _client = node();
-        let _containerd = containerd(false);
+        let _containerd = containerd::start(false);
         for (list, text) in LISTS {
             use_list(list, text);
             let run = ["run", "--rm", "--cni", "--rootfs", "/run/rootfs", "pod"];
@@ -218,34 +156,13 @@ fn ctr_runs_a_pod_and_leaves_no_trace_of_it() {
     });
 }
 
-/// An archive of an image that serves, as `docker save` writes it.
-fn make_image() {
-    let sh = |script: &str| program::run(program::installed("sh").args(["-ec", script]));
-    let layer = sh("mkdir -p /run/image; tar -C /run/rootfs -cf /run/image/layer.tar .; \
-                    sha256sum /run/image/layer.tar | cut -d' ' -f1");
-    let command = serde_json::to_string(&SERVER).unwrap();
-    let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
-    let config = format!(
-        r#"{{"architecture":"{architecture}","os":"linux","config":{{"Cmd":{command}}},
-            "rootfs":{{"type":"layers","diff_ids":["sha256:{}"]}}}}"#,
-        layer.trim()
-    );
-    fs::write("/run/image/config.json", config).unwrap();
-    let manifest =
-        r#"[{"Config":"config.json","RepoTags":["localhost/pod:test"],"Layers":["layer.tar"]}]"#;
-    fs::write("/run/image/manifest.json", manifest).unwrap();
-    sh("tar -C /run/image -cf /run/image.tar manifest.json config.json layer.tar");
-}
-
 #[test]
 fn containerd_runs_pods_for_kubelet_and_leaves_no_trace_of_them() {
     sandboxed_as_root(|| {
         let client = node();
         use_list(LISTS[0].0, LISTS[0].1);
-        let _containerd = containerd(true);
-        make_image();
-        let import = ["images", "import", "--snapshotter", "native", "/run/image.tar"];
-        program::run(&mut ctr(&import));
+        let _containerd = containerd::start(true);
+        containerd::import_image();
         let cri = Cri::at(Path::new(SOCKET));
         for (list, text) in LISTS {
             use_list(list, text);
@@ -280,37 +197,17 @@ fn containerd_runs_pods_for_kubelet_and_leaves_no_trace_of_them() {
 fn podman_runs_a_pod_and_leaves_no_trace_of_it() {
     sandboxed_as_root(|| {
         let client = node();
-        let config = r#"
-[network]
-network_backend = "cni"
-cni_plugin_dirs = ["/opt/cni/bin"]
-network_config_dir = "/etc/cni/net.d"
-default_network = "cbr0"
-[engine]
-cgroup_manager = "cgroupfs"
-events_logger = "file"
-runtime = "runc"
-[containers]
-log_driver = "k8s-file"
-"#;
-        fs::write("/run/containers.conf", config).unwrap();
-        let podman = |arguments: &[&str]| {
-            let mut command = program::installed("podman");
-            command.env("CONTAINERS_CONF", "/run/containers.conf");
-            let place = ["--root", "/run/podman", "--runroot", "/run/podman-run"];
-            command.args(place).args(["--storage-driver", "vfs"]).args(arguments);
-            program::run(&mut command)
-        };
+        let podman = Podman::new("/opt/cni/bin");
         let archive = ["-C", "/run/rootfs", "-cf", "/run/rootfs.tar", "."];
         program::run(program::installed("tar").args(archive));
-        podman(&["import", "/run/rootfs.tar", "localhost/pod:test"]);
+        podman.run(&["import", "/run/rootfs.tar", "localhost/pod:test"]);
         for (list, text) in LISTS {
             use_list(list, text);
             let port = format!("{PORT}:80");
             let run = ["run", "--detach", "--name", "pod", "--network", "cbr0", "--publish", &port];
-            podman(&[&run[..], &["localhost/pod:test"], &SERVER].concat());
+            podman.run(&[&run[..], &["localhost/pod:test"], &SERVER].concat());
             assert_serves(&client, &only_address().unwrap());
-            podman(&["rm", "--force", "--time", "0", "pod"]);
+            podman.run(&["rm", "--force", "--time", "0", "pod"]);
             assert_nothing_is_left(list);
         }
     });

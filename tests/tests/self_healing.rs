@@ -175,21 +175,26 @@ const UDP: &[Fault] = &[
 
 #[test]
 fn vxlan_heals_under_a_running_flow() {
-    sandboxed(|| heals("vxlan", VXLAN));
+    sandboxed(|| heals("vxlan", VXLAN, Store::Directory));
 }
 
 #[test]
 fn host_gw_heals_under_a_running_flow() {
-    sandboxed(|| heals("host-gw", HOST_GW));
+    sandboxed(|| heals("host-gw", HOST_GW, Store::Directory));
 }
 
 #[test]
 fn udp_heals_under_a_running_flow() {
-    sandboxed(|| heals("udp", UDP));
+    sandboxed(|| heals("udp", UDP, Store::Directory));
 }
 
-fn heals(backend: &str, faults: &[Fault]) {
-    let mut cluster = Cluster::unconfigured(3, Store::Directory);
+#[test]
+fn host_gw_heals_under_a_running_flow_with_kubernetes() {
+    sandboxed(|| heals("host-gw", HOST_GW, Store::Kube));
+}
+
+fn heals(backend: &str, faults: &[Fault], store: Store) {
+    let mut cluster = Cluster::unconfigured(3, store);
     cluster.store().configure(&network_over(backend));
     plant_foreign_objects(cluster.node(1));
     cluster.start_all();

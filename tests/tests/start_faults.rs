@@ -6,6 +6,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use flannel_tests::certificates::{self, make_ca};
 use flannel_tests::cluster::{Cluster, ETCD_PREFIX, STOCK_NETWORK, Store};
 use flannel_tests::daemon::Daemon;
 use flannel_tests::etcd::Etcd;
@@ -161,31 +162,10 @@ fn start_with_tls(etcd: &Etcd, flags: &[&str]) -> Daemon {
     server
 }
 
-const KEY: [&str; 5] = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"];
-
-/// Makes `/run/NAME.pem` and its key, to sign others with.
-fn make_ca(name: &str) {
-    let mut openssl = program::installed("openssl");
-    openssl.args(["req", "-x509", "-days", "2"]).args(KEY);
-    openssl.args(["-subj", &format!("/CN={name}"), "-keyout", &format!("/run/{name}.key")]);
-    program::run(openssl.args(["-out", &format!("/run/{name}.pem")]));
-}
-
 /// Makes `/run/NAME.pem` and its key, signed by a CA, for the host of etcd.
 fn make_certificate(name: &str, ca: &str) {
-    let [key, request, certificate] =
-        ["key", "csr", "pem"].map(|extension| format!("/run/{name}.{extension}"));
     let address = Etcd::endpoint().replace("http://", "").replace(":2379", "");
-    let extensions =
-        format!("subjectAltName=IP:{address}\nextendedKeyUsage=serverAuth,clientAuth\n");
-    fs::write("/run/extensions", extensions).unwrap();
-    let mut openssl = program::installed("openssl");
-    openssl.arg("req").args(KEY).args(["-subj", &format!("/CN={name}"), "-keyout", &key]);
-    program::run(openssl.args(["-out", &request]));
-    let mut openssl = program::installed("openssl");
-    openssl.args(["x509", "-req", "-days", "2", "-CAcreateserial", "-extfile", "/run/extensions"]);
-    openssl.args(["-CA", &format!("/run/{ca}.pem"), "-CAkey", &format!("/run/{ca}.key")]);
-    program::run(openssl.args(["-in", &request, "-out", &certificate]));
+    certificates::make_certificate(name, ca, &[address.parse().unwrap()]);
 }
 
 #[test]

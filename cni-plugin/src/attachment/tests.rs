@@ -4,15 +4,10 @@ use fabric::plan::diff;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::invocation::Id;
 use crate::ipam::source::Source;
 
 fn attachment() -> Attachment {
-    Attachment {
-        network: Id::new("cbr0").unwrap(),
-        container: Id::new("one").unwrap(),
-        if_name: "eth0".parse().unwrap(),
-    }
+    Attachment::named("cbr0", "one", "eth0")
 }
 
 fn bridge(changes: &[(&str, Value)]) -> Bridge {
@@ -162,6 +157,22 @@ fn routes_of_the_template_keep_their_table_and_metric() {
 }
 
 #[test]
+fn of_two_routes_to_one_destination_the_first_counts() {
+    let routes = json!([{"dst": "10.9.0.0/16", "gw": "10.1.2.8"},
+                        {"dst": "10.9.0.0/16", "gw": "10.1.2.9"},
+                        {"dst": "10.9.0.0/16", "gw": "10.1.2.9", "priority": 7}]);
+    let ipam = json!({"type": "host-local", "routes": routes});
+    let bridge = bridge(&[("ipam", ipam), ("isDefaultGateway", json!(false))]);
+    let text = commands_inside(&desired_with(&bridge, &v4()).sandbox);
+    let routes: Vec<_> = text.lines().filter(|line| line.contains("10.9.0.0/16")).collect();
+    let expected = [
+        "ip route add 10.9.0.0/16 via 10.1.2.8 dev eth0 proto 199",
+        "ip route add 10.9.0.0/16 via 10.1.2.9 dev eth0 proto 199 metric 7",
+    ];
+    assert_eq!(routes, expected);
+}
+
+#[test]
 fn only_who_masquerades_has_rules() {
     assert!(desired_with(&bridge(&[]), &v4()).filter.is_empty());
     assert!(!desired_with(&bridge(&[("ipMasq", json!(true))]), &v4()).filter.is_empty());
@@ -170,11 +181,7 @@ fn only_who_masquerades_has_rules() {
 #[test]
 fn identities_differ_where_attachments_do() {
     let Attachment { network, container, .. } = attachment();
-    let other = |network: &str, container: &str, if_name: &str| Attachment {
-        network: Id::new(network).unwrap(),
-        container: Id::new(container).unwrap(),
-        if_name: if_name.parse().unwrap(),
-    };
+    let other = Attachment::named;
     let all = [
         attachment(),
         other(network.as_str(), container.as_str(), "net1"),

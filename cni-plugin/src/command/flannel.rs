@@ -133,7 +133,9 @@ pub(super) fn gc(
         pass_on(&gc::LISTS, &call.config, &mut configuration);
         call.with_config(configuration)
     });
-    gc::collect(delegate.as_ref().unwrap_or(call), valid, &remains, errors);
+    let containers = stale.iter().map(|file| file.container.clone());
+    let containers = containers.filter(|container| !valid.has_container(container)).collect();
+    gc::collect(delegate.as_ref().unwrap_or(call), valid, &remains, containers, errors);
     errors.extend(delegate.and_then(|call| gc_by_delegate(&call).err()));
     StateFile::remove_orphans(&conf.data_dir);
     if errors.is_empty() {

@@ -3,6 +3,8 @@
 //! Everything that ADD makes carries its attachment's mark, so that this needs no memory of it. One
 //! thing that stays does not keep the others.
 
+mod by_container;
+
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::Path;
@@ -42,12 +44,13 @@ pub fn run(plugin: Plugin, call: &NetworkCall) -> Result<(), Error> {
     match plugin {
         Plugin::Flannel => flannel::gc(call, &valid, &mut errors)?,
         Plugin::Bridge | Plugin::Ptp | Plugin::Macvlan => {
-            collect(call, &valid, &[Remains::of_bridge(config)], &mut errors)
+            let remains = [Remains::of_bridge(config)];
+            collect(call, &valid, &remains, BTreeSet::new(), &mut errors);
         }
         Plugin::HostLocal => {
             errors.extend(addresses(&valid, &config::data_dir(config)).err());
         }
-        Plugin::Portmap => errors.extend(rules(&valid).err()),
+        Plugin::Portmap => errors.extend(rules(&valid, &BTreeSet::new()).err()),
         Plugin::Bandwidth => errors.extend(ifbs(&valid).err()),
         Plugin::Firewall => firewall::gc(&valid, &mut errors),
         Plugin::Tuning => tuning::gc(call, &valid, &mut errors),
@@ -110,24 +113,33 @@ impl Valid {
         }
     }
 
-    fn has_container(&self, container: &Id) -> bool {
+    /// Whether this container has one of them.
+    pub(super) fn has_container(&self, container: &Id) -> bool {
         self.attachments.iter().any(|attachment| attachment.container == *container)
     }
 }
 
-/// Links go before rules and addresses, as a DEL would do it.
+/// Links go before rules and addresses, as a DEL would do it. Some `containers` are known already to
+/// have no valid attachment.
 pub(super) fn collect(
     call: &NetworkCall,
     valid: &Valid,
     remains: &[Remains],
+    mut containers: BTreeSet<Id>,
     errors: &mut Vec<Error>,
 ) {
     let mut host = match Socket::open() {
         Ok(socket) => socket,
         Err(error) => return errors.push(KernelError::from(error).into()),
     };
+    for one in remains {
+        if let Giver::HostLocal(data_dir) = &one.giver {
+            containers.extend(by_container::with_addresses(valid, data_dir));
+        }
+    }
     errors.extend(host_links(&mut host, valid, host_links_of).err());
-    errors.extend(rules(valid).err());
+    errors.extend(by_container::remove_ifbs(&mut host, valid, &containers).err());
+    errors.extend(rules(valid, &containers).err());
     errors.extend(spoof_checks(&mut host).err());
     for one in remains {
         let released = match &one.giver {
@@ -174,11 +186,14 @@ fn host_links(
     Ok(kernel::remove(host, &observed)?)
 }
 
-fn rules(valid: &Valid) -> Result<(), Error> {
+/// Removes the rules of attachments that are not valid. Those of the Go plugin that lead ports only
+/// name the container.
+fn rules(valid: &Valid, containers: &BTreeSet<Id>) -> Result<(), Error> {
     let network = masquerade::network_mark(&valid.network);
     let marks: Vec<_> = valid.attachments.iter().map(masquerade::mark).collect();
     let is_stale = |comment: &str| {
-        comment.starts_with(&network) && !marks.iter().any(|mark| comment.starts_with(mark))
+        (comment.starts_with(&network) && !marks.iter().any(|mark| comment.starts_with(mark)))
+            || containers.iter().any(|container| container.as_str() == comment)
     };
     filter::remove_stale(is_stale, |_| false)?;
     let is_valid =

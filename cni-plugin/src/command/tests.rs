@@ -139,6 +139,13 @@ impl Container {
     fn ping(&self, address: &str) {
         self.sh(&format!("ping -c 1 -W 2 {address}"));
     }
+
+    /// For an address that shall not be reached.
+    fn reaches(&self, address: &str) -> bool {
+        let mut ping = Command::new("ip");
+        ping.args(["netns", "exec", &self.id, "ping", "-c", "1", "-W", "1", address]);
+        ping.output().unwrap().status.success()
+    }
 }
 
 /// Everything that an attachment could have left behind.

@@ -79,6 +79,32 @@ fn commands_need_different_variables() {
     }
 }
 
+/// All that is missing is told at once, and an empty value is a missing one.
+#[test]
+fn missing_variables_are_told_in_this_order() {
+    let failure = case("ADD").with("CNI_PATH", "").with("CNI_NETNS", "").failure();
+    let text = "required env variables [CNI_NETNS,CNI_PATH] missing";
+    assert_eq!(failure, (4, text.to_owned(), String::new()));
+    let failure = case("").with("CNI_CONTAINERID", "").with("CNI_IFNAME", "").failure();
+    let text = "required env variables [CNI_COMMAND] missing";
+    assert_eq!(failure, (4, text.to_owned(), String::new()));
+}
+
+#[test]
+fn a_configuration_that_cannot_be_read_is_told() {
+    struct Broken;
+    impl Read for Broken {
+        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            Err(io::Error::other("it broke"))
+        }
+    }
+    let case = case("DEL");
+    let lookup = |name: &str| case.variables.get(name).map(|value| (*value).to_owned());
+    let error = Error::from(Invocation::collect(lookup, Broken).unwrap_err());
+    let failure = error.failure(Version::NEWEST);
+    assert_eq!((failure.code, failure.msg.as_str()), (5, "error reading from stdin: it broke"));
+}
+
 #[test]
 fn version_needs_nothing_and_reads_nothing() {
     let bare = Case { variables: BTreeMap::from([("CNI_COMMAND", "VERSION")]), ..case("") };
@@ -107,12 +133,20 @@ fn the_namespace_check_can_be_lifted() {
 #[test]
 fn invalid_variables_are_told_before_missing_ones() {
     let shorter = "interface name should be less than 16 characters";
+    let characters = "interface name contains / or : or whitespace characters";
     let table = [
         ("CNI_CONTAINERID", "a/b", "invalid characters in containerID", "a/b"),
         ("CNI_CONTAINERID", "-a", "invalid characters in containerID", "-a"),
         ("CNI_IFNAME", "sixteen--letters", "interface name is too long", shorter),
+        ("CNI_CONTAINERID", "one\n", "invalid characters in containerID", "one\n"),
+        ("CNI_CONTAINERID", "..", "invalid characters in containerID", ".."),
+        ("CNI_IFNAME", ".", "interface name is . or ..", ""),
         ("CNI_IFNAME", "..", "interface name is . or ..", ""),
-        ("CNI_IFNAME", "eth0:1", "interface name contains / or : or whitespace characters", ""),
+        ("CNI_IFNAME", "eth0:1", characters, ""),
+        ("CNI_IFNAME", "../eth0", characters, ""),
+        ("CNI_IFNAME", "eth 0", characters, ""),
+        ("CNI_IFNAME", "eth\u{a0}0", characters, ""),
+        ("CNI_IFNAME", "eth\u{2003}0", characters, ""),
     ];
     for (name, value, msg, details) in table {
         let failure = case("ADD").with("CNI_PATH", "").with(name, value).failure();
@@ -180,6 +214,15 @@ fn commands_that_a_version_does_not_have_are_refused() {
     ] {
         assert_eq!(case(command).failure(), (1, msg.to_owned(), String::new()));
     }
+    let check = case("CHECK").reading(&CONFIG.replace("1.0.0", "0.3.1")).failure();
+    assert_eq!(check, (1, "config version does not allow CHECK".to_owned(), String::new()));
+    let newer = case("GC").reading(&CONFIG.replace("1.0.0", "1.2.0")).failure();
+    assert_eq!(newer, (1, "plugin version does not allow GC".to_owned(), String::new()));
+    let garbled = case("CHECK").reading(&CONFIG.replace("1.0.0", "1.0.0.0")).failure();
+    assert_eq!(
+        garbled,
+        (6, "invalid version \"1.0.0.0\": too many parts".to_owned(), String::new())
+    );
     let new = CONFIG.replace("1.0.0", "1.1.0");
     assert!(matches!(case("GC").reading(&new).request(), Ok(Request::Gc(_))));
     assert!(matches!(case("STATUS").reading(&new).request(), Ok(Request::Status(_))));

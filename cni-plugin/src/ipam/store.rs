@@ -111,6 +111,26 @@ impl Store {
         Ok(self.entries()?.iter().filter_map(|entry| address_of(&entry.path())).collect())
     }
 
+    /// Returns who has addresses at the moment, for somebody who does not give any back.
+    ///
+    /// # Errors
+    /// If the directory cannot be read.
+    pub fn holders_unlocked(&self) -> Result<Vec<Holder>, StoreError> {
+        Ok(self.held()?.into_iter().map(|(.., holder)| holder).collect())
+    }
+
+    /// The files of addresses, with what they say.
+    fn held(&self) -> Result<Vec<(PathBuf, IpAddr, Holder)>, StoreError> {
+        let held = |entry: fs::DirEntry| {
+            let path = entry.path();
+            let ip = address_of(&path)?;
+            // A file without text is damaged; a file that cannot be read may be somebody's.
+            let content = fs::read(&path).ok()?;
+            Some((path, ip, Holder::read(&String::from_utf8_lossy(&content))))
+        };
+        Ok(self.entries()?.into_iter().filter_map(held).collect())
+    }
+
     fn entries(&self) -> Result<Vec<fs::DirEntry>, StoreError> {
         let entries = fs::read_dir(&self.directory).and_then(Iterator::collect);
         entries.map_err(cannot("read", &self.directory))
@@ -223,12 +243,8 @@ impl LockedStore<'_> {
         is_stale: impl Fn(&Holder) -> bool,
     ) -> Result<BTreeSet<IpAddr>, StoreError> {
         let mut released = BTreeSet::new();
-        for entry in self.entries()? {
-            let path = entry.path();
-            let Some(ip) = address_of(&path) else { continue };
-            // A file without text is damaged; a file that cannot be read may be somebody's.
-            let Ok(content) = fs::read(&path) else { continue };
-            if is_stale(&Holder::read(&String::from_utf8_lossy(&content))) {
+        for (path, ip, holder) in self.store.held()? {
+            if is_stale(&holder) {
                 remove(&path).map_err(cannot("remove", &path))?;
                 released.insert(ip);
             }

@@ -65,15 +65,6 @@ mod tests {
     use fabric::packet_filter::iptables::{Observed, diff};
 
     use super::*;
-    use crate::invocation::Id;
-
-    fn attachment(network: &str, container: &str) -> Attachment {
-        Attachment {
-            network: Id::new(network).unwrap(),
-            container: Id::new(container).unwrap(),
-            if_name: "eth0".parse().unwrap(),
-        }
-    }
 
     #[test]
     fn the_chain_is_that_of_the_go_plugins() {
@@ -83,14 +74,14 @@ mod tests {
             ("cbr0", "abc", "CNI-64e75f641d11615844d681b7"),
         ];
         for (network, container, expected) in table {
-            assert_eq!(chain_of(&attachment(network, container)), expected);
+            assert_eq!(chain_of(&Attachment::named(network, container, "eth0")), expected);
         }
     }
 
     #[test]
     fn each_address_is_hidden_from_all_but_its_subnet() {
         let addresses = ["10.1.2.5/24", "fd00::5/64"].map(|ip| ip.parse().unwrap());
-        let tables = tables(&attachment("cbr0", "abc"), addresses.into_iter());
+        let tables = tables(&Attachment::named("cbr0", "abc", "eth0"), addresses.into_iter());
         let v4 = "\
 *nat
 -N CNI-64e75f641d11615844d681b7

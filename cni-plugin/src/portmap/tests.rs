@@ -5,7 +5,6 @@ use fabric::packet_filter::{self, Observed, diff};
 use serde_json::json;
 
 use super::*;
-use crate::invocation::Id;
 use crate::masquerade;
 
 fn port_map(config: Value) -> Result<PortMap, PortMapError> {
@@ -17,11 +16,7 @@ fn mapped(mappings: Value) -> Value {
 }
 
 fn attachment() -> Attachment {
-    Attachment {
-        network: Id::new("cbr0").unwrap(),
-        container: Id::new("one").unwrap(),
-        if_name: "eth0".parse().unwrap(),
-    }
+    Attachment::named("cbr0", "one", "eth0")
 }
 
 /// The commands that make the rules from nothing, with `#` for the comment of the attachment.
@@ -252,11 +247,7 @@ fn many_ports_take_several_rules_of_iptables() {
 fn the_chain_in_iptables_is_that_of_the_go_plugin() {
     let container = "icee6giejonei6sohng6ahngee7laquohquee9shiGo7fohferakah3Feiyoolu2pei7ciPhoh7shao\
                      X6vai3vuf0ahfaeng8yohb9ceu0daez5hashee8ooYai5wa3y";
-    let of = |network: &str| Attachment {
-        network: Id::new(network).unwrap(),
-        container: Id::new(container).unwrap(),
-        ..attachment()
-    };
+    let of = |network| Attachment::named(network, container, "eth0");
     assert_eq!(iptables::chain_of(&of("test")), "CNI-DN-67e92b96e692a494b6b85");
     assert_eq!(iptables::chain_of(&of("testNetName")), "CNI-DN-bfd599665540dd91d5d28");
 }

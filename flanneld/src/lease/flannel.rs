@@ -60,7 +60,7 @@ pub(crate) fn read(key: &str, value: &[u8]) -> Option<Seen> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use fabric::mac::MacAddr;
     use fabric::mtu::Mtu;
 
@@ -99,7 +99,7 @@ mod tests {
     }
 
     /// What a node of each backend says, and what a reservation does.
-    fn attributes(config: &NetworkConfig) -> Vec<Attributes> {
+    pub(crate) fn attributes(config: &NetworkConfig) -> Vec<Attributes> {
         let address = |family| match family {
             Family::V4 => "198.51.100.1",
             Family::V6 => "fd99::1",

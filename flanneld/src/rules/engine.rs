@@ -34,16 +34,20 @@ impl fmt::Display for Engine {
 
 impl Engine {
     /// Chooses the engine for packets of these families. The administrator's word counts; without
-    /// it, iptables is flannel's default.
+    /// it, iptables is flannel's default. Where its programs are not installed, as in an image that
+    /// holds nothing but this program, nftables needs none.
     pub(crate) fn choose(
         enable_nftables: Option<bool>,
         families: impl IntoIterator<Item = Family>,
     ) -> Self {
-        let missing = || families.into_iter().any(|family| find(family, Variant::Host).is_none());
+        let missing = families.into_iter().any(|family| find(family, Variant::Host).is_none());
         let (engine, reason) = match enable_nftables {
             Some(true) => (Self::Nftables, "EnableNFTables is true"),
+            Some(false) if missing => {
+                (Self::Nftables, "EnableNFTables is false, but iptables is not installed")
+            }
             Some(false) => (Self::Iptables, "EnableNFTables is false"),
-            None if missing() => {
+            None if missing => {
                 (Self::Nftables, "EnableNFTables is not set, and iptables is not installed")
             }
             None => (Self::Iptables, "EnableNFTables is not set, and iptables is installed"),

@@ -6,7 +6,6 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
-use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Write};
@@ -18,9 +17,9 @@ use futures_util::StreamExt;
 use inotify::{Inotify, WatchMask};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{sleep, timeout};
-use tracing::{debug, warn};
+use tracing::warn;
 
-use super::{Decoder, LEASE_TTL, LeaseStore, SharedStore, StoreError};
+use super::{Decoder, LEASE_TTL, LeaseStore, SharedStore, StoreError, config_file};
 use crate::clock;
 use crate::errors::chain;
 use crate::lease::acquire::{Entry, Request};
@@ -61,7 +60,7 @@ impl DirectoryStore {
 
     /// Keeps everybody else from changing anything until the file is closed.
     fn lock(&self) -> Result<File, StoreError> {
-        let path = self.path.join("lock");
+        let path = self.path.join(config_file::LOCK);
         let open = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
         let file = open.map_err(failed("open", &path))?;
         file.lock().map_err(failed("lock", &path))?;
@@ -214,13 +213,8 @@ impl LeaseStore for DirectoryStore {
     }
 
     async fn watch_config(&self, changed: &Notify) {
-        loop {
-            changed.notify_one();
-            if let Err(error) = self.follow_config(changed).await {
-                debug!(%error, "the configuration is not watched at the moment");
-            }
-            sleep(EXPIRY_CHECK).await;
-        }
+        let beside = self.net_config.parent().unwrap_or(Path::new("/"));
+        config_file::watch(&[&self.path, beside], changed).await;
     }
 
     /// Every change is told as a snapshot, so there is nothing that could have to be listed again.
@@ -255,25 +249,6 @@ impl SharedStore for DirectoryStore {
 }
 
 impl DirectoryStore {
-    /// Tells of every change in the directories that may hold the configuration.
-    async fn follow_config(&self, changed: &Notify) -> io::Result<()> {
-        let inotify = Inotify::init()?;
-        // A file that is replaced, also by way of a link, as that of a ConfigMap is.
-        let mask = WatchMask::MOVED_TO | WatchMask::CLOSE_WRITE | WatchMask::CREATE;
-        inotify.watches().add(&self.path, mask)?;
-        if let Some(directory) = self.net_config.parent().filter(|directory| directory.is_dir()) {
-            inotify.watches().add(directory, mask)?;
-        }
-        let mut events = inotify.into_event_stream([0; 4096])?;
-        while let Some(event) = events.next().await {
-            // Whoever changes a lease opens the lock.
-            if event?.name.as_deref() != Some(OsStr::new("lock")) {
-                changed.notify_one();
-            }
-        }
-        Ok(())
-    }
-
     /// Tells everything after every change; a directory has no history to resume from.
     async fn follow(&self, updates: &mpsc::Sender<LeaseUpdate>) -> Result<(), StoreError> {
         let subnets = self.subnets();

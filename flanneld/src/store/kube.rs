@@ -17,6 +17,7 @@ mod api;
 mod condition;
 mod connection;
 mod follow;
+mod items;
 mod kubeconfig;
 mod memory;
 mod node;
@@ -26,11 +27,12 @@ mod roster;
 
 use std::cell::RefCell;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use tokio::sync::{Notify, mpsc, watch};
 
 pub(crate) use self::annotations::Annotations;
+pub(crate) use self::api::ApiError;
 pub(crate) use self::connection::ConnectError;
 
 use self::access::Access;
@@ -38,10 +40,10 @@ use self::api::Api;
 use self::memory::{Known, Memory};
 use self::node::Node;
 use self::roster::Roster;
-use super::{LeaseStore, NodeFacts, StoreError, Subnets};
+use super::{LeaseStore, NodeFacts, StoreError, Subnets, config_file};
 use crate::cli::KubeOptions;
 use crate::family::PerFamily;
-use crate::lease::acquire::Request;
+use crate::lease::acquire::{Listed, Request};
 use crate::lease::table::LeaseUpdate;
 use crate::renewal::Channels;
 
@@ -108,6 +110,23 @@ impl Identity {
     }
 }
 
+/// Returns the leases of all nodes with their names, for those who administer them.
+pub(crate) async fn leases(
+    options: KubeOptions,
+    environment: impl Fn(&str) -> Option<String>,
+) -> Result<Vec<(String, Listed)>, StoreError> {
+    let (url, kubeconfig) = (options.api_url.as_deref(), options.kubeconfig.as_deref());
+    let access = Access::find(url, kubeconfig, &environment).map_err(ConnectError::from)?;
+    let mut leases = Vec::new();
+    let take = |node: Node| {
+        let lease = options.annotations.lease(&node.metadata.annotations, node.subnets());
+        leases.extend(lease.map(|lease| (node.metadata.name, lease)));
+    };
+    let path = "/api/v1/nodes?resourceVersion=0";
+    Api::new(access)?.list("list the nodes", path, take).await?;
+    Ok(leases)
+}
+
 impl LeaseStore for KubeStore {
     const SUBNETS: Subnets = Subnets::Assigned;
 
@@ -133,6 +152,11 @@ impl LeaseStore for KubeStore {
             () = self.follow(updates, relist) => {}
             () = self.remember() => {}
         }
+    }
+
+    async fn watch_config(&self, changed: &Notify) {
+        let directory = self.net_config.parent().unwrap_or(Path::new("/"));
+        config_file::watch(&[directory], changed).await;
     }
 
     async fn keep(&self, request: Request, channels: Channels<'_>) {

@@ -11,6 +11,8 @@ impl<T: Read + Write> Stream for T {}
 #[derive(Debug)]
 pub(super) struct Request {
     pub(super) method: String,
+    /// Path and query as they came.
+    pub(super) target: String,
     pub(super) path: String,
     pub(super) query: BTreeMap<String, String>,
     /// By their names in small letters.
@@ -32,6 +34,7 @@ pub(super) fn read(stream: &mut BufReader<Box<dyn Stream>>) -> io::Result<Option
     let query = query.split('&').filter_map(|pair| pair.split_once('='));
     let mut request = Request {
         method: method.to_owned(),
+        target: target.to_owned(),
         path: decoded(path),
         query: query.map(|(name, value)| (name.to_owned(), decoded(value))).collect(),
         headers: BTreeMap::new(),

@@ -1,8 +1,9 @@
 //! Nodes as leases: what tests of every store have in common.
 
 use std::collections::BTreeMap;
+use std::net::Ipv6Addr;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{KubeApi, PREFIX};
 
@@ -20,10 +21,8 @@ impl KubeApi {
             if annotations.get("kube-subnet-manager").is_none_or(|managed| managed != "true") {
                 return None;
             }
-            let node = self.node(name)?;
-            let subnets = node["spec"]["podCIDRs"].as_array()?.iter();
-            let key: Vec<_> = subnets.filter_map(|s| Some(s.as_str()?.replace('/', "-"))).collect();
-            Some((key.join("&"), lease(&annotations)))
+            let subnets = self.node(name)?["spec"]["podCIDRs"].clone();
+            Some((key(&annotations, &subnets)?, lease(&annotations)))
         };
         self.node_names().iter().filter_map(lease).collect()
     }
@@ -58,12 +57,56 @@ impl KubeApi {
         });
     }
 
+    /// Assigns subnets to the nodes `n<NUMBER>`, as the controller manager does that is told about
+    /// the same network; whoever has one of the same families keeps it.
+    ///
+    /// # Panics
+    /// If the network is not JSON.
+    pub fn assign_by(&self, network: &str) {
+        let network: Value = serde_json::from_str(network).unwrap_or_default();
+        let base = network["IPv6Network"].as_str().and_then(|text| text.split('/').next());
+        let base: Option<Ipv6Addr> = base.and_then(|text| text.parse().ok());
+        let base = base.filter(|_| network["EnableIPv6"] == true);
+        for name in self.node_names() {
+            let number = name.strip_prefix('n').and_then(|number| number.parse().ok());
+            let Some((number, base)) = number.zip(base) else { continue };
+            let ipv4 = (network["EnableIPv4"] != false).then(|| format!("10.244.{number}.0/24"));
+            let mut segments: [u16; 8] = base.segments();
+            segments[3] = number;
+            let ipv6 = format!("{}/64", Ipv6Addr::from(segments));
+            let subnets: Vec<_> = ipv4.into_iter().chain([ipv6]).collect();
+            if self.node(&name).is_some_and(|node| node["spec"]["podCIDRs"] != json!(subnets)) {
+                let subnets: Vec<_> = subnets.iter().map(String::as_str).collect();
+                self.recreate_node(&name, &subnets);
+            }
+        }
+    }
+
     /// Deletes the node of such a lease; true if it was there.
     pub fn delete_lease(&self, key: &str) -> bool {
-        let name = node_name(key.trim_start_matches("subnets/"));
-        let is_there = self.node(&name).is_some();
-        self.delete_node(&name);
-        is_there
+        let key = key.trim_start_matches("subnets/");
+        let has_it = |name: &String| {
+            let subnets = self.node(name).unwrap_or_default()["spec"]["podCIDRs"].clone();
+            self::key(&self.annotations(name, PREFIX), &subnets).is_some_and(|its| its == key)
+        };
+        let names = self.node_names();
+        let found = names.iter().find(|name| has_it(name));
+        found.into_iter().for_each(|name| self.delete_node(name));
+        found.is_some()
+    }
+}
+
+/// The key that the lease of a node with these annotations and subnets would have in etcd.
+fn key(annotations: &BTreeMap<String, String>, subnets: &Value) -> Option<String> {
+    let subnet = |sign: &str, annotation: &str| {
+        annotations.get(annotation).filter(|address| *address != "0.0.0.0")?;
+        let mut subnets = subnets.as_array()?.iter().filter_map(Value::as_str);
+        subnets.find(|subnet| subnet.contains(sign)).map(|subnet| subnet.replace('/', "-"))
+    };
+    match (subnet(".", "public-ip"), subnet(":", "public-ipv6")) {
+        (Some(ipv4), Some(ipv6)) => Some(format!("{ipv4}&{ipv6}")),
+        (None, Some(ipv6)) => Some(format!("0.0.0.0-0&{ipv6}")),
+        (ipv4, None) => ipv4,
     }
 }
 
@@ -75,7 +118,8 @@ fn node_name(key: &str) -> String {
 fn lease(annotations: &BTreeMap<String, String>) -> String {
     let text = |annotation: &str| annotations.get(annotation).filter(|text| !text.is_empty());
     let quoted = |annotation| text(annotation).map_or("null".to_owned(), |t| format!("\"{t}\""));
-    let mut lease = format!("{{\"PublicIP\":{}", quoted("public-ip"));
+    let public_ip = text("public-ip").map_or("0.0.0.0", String::as_str);
+    let mut lease = format!("{{\"PublicIP\":\"{public_ip}\"");
     lease.push_str(&format!(",\"PublicIPv6\":{}", quoted("public-ipv6")));
     if text("backend-type").is_some() {
         lease.push_str(&format!(",\"BackendType\":{}", quoted("backend-type")));

@@ -78,7 +78,8 @@ impl Objects {
         if revision < self.compacted {
             return None;
         }
-        Some(self.history.iter().filter(|(at, _)| *at > revision).cloned().collect())
+        let newer = self.history.partition_point(|(at, _)| *at <= revision);
+        Some(self.history.range(newer..).cloned().collect())
     }
 
     /// Returns a page of the nodes as they were when the list was begun; `None` if that is

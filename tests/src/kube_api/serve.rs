@@ -33,9 +33,11 @@ pub(super) fn connection(server: &Server, stream: Box<dyn Stream>) -> io::Result
 fn answer(server: &Server, request: &Request, stream: &mut dyn Write) -> io::Result<Then> {
     server.lock().requests.push(format!("{} {}", request.method, request.path));
     let fault = server.lock().fault();
+    let mut limit = usize::MAX;
     match fault {
         Some(Fault::Latency(time)) => std::thread::park_timeout(time),
         Some(Fault::Reset) => return Ok(Then::Close),
+        Some(Fault::CutOff(after)) => limit = after,
         Some(Fault::Refuse { status, retry_after_secs }) => {
             let after = retry_after_secs.map(|secs| format!("Retry-After: {secs}\r\n"));
             let body = status_object(status, "it was ordered to");
@@ -48,6 +50,11 @@ fn answer(server: &Server, request: &Request, stream: &mut dyn Write) -> io::Res
         http::answer(stream, status, "", &status_object(status, &message))?;
         return Ok(Then::Next);
     }
+    if let Some(real) = &server.real {
+        real.forward(request, stream, limit)?;
+        return Ok(Then::Close);
+    }
+    let stream = &mut Limited { stream, left: limit };
     if request.query.get("watch").is_some_and(|watch| watch == "1" || watch == "true") {
         watch(server, request, stream)?;
         return Ok(Then::Next);
@@ -69,7 +76,11 @@ fn admit(server: &Server, request: &Request) -> Result<(), (u16, String)> {
     {
         return Err((401, "Unauthorized".to_owned()));
     }
-    let Some(rules) = &state.rules else { return Ok(()) };
+    if server.real.is_some() {
+        // It has its own opinion.
+        return Ok(());
+    }
+    let rules = &state.rules;
     let (verb, resource) = attempted(request);
     if rules.iter().any(|(r, verbs)| *r == resource && verbs.iter().any(|v| v == verb)) {
         return Ok(());
@@ -105,7 +116,9 @@ fn object(server: &Server, request: &Request) -> Result<Value, (u16, String)> {
     match (request.method.as_str(), &parts[..]) {
         ("GET", ["nodes"]) => {
             let value = |name: &str| request.query.get(name).cloned().unwrap_or_default();
-            let limit = value("limit").parse().unwrap_or(0);
+            // What it remembers, it tells in one answer.
+            let remembered = value("resourceVersion") == "0";
+            let limit = value("limit").parse().ok().filter(|_| !remembered).unwrap_or(0);
             let gone = || (410, "The provided continue parameter is too old".to_owned());
             let page = state.objects.page(limit, &value("continue")).ok_or_else(gone)?;
             Ok(json!({
@@ -187,6 +200,27 @@ fn tell(stream: &mut dyn Write, event: &Value) -> io::Result<()> {
     let mut line = serde_json::to_vec(event)?;
     line.push(b'\n');
     http::chunk(stream, &line)
+}
+
+/// A stream that breaks after so many bytes.
+struct Limited<'a> {
+    stream: &'a mut dyn Write,
+    left: usize,
+}
+
+impl Write for Limited<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.left == 0 {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        let written = self.stream.write(&bytes[..bytes.len().min(self.left)])?;
+        self.left -= written;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
+    }
 }
 
 /// `meta/v1 Status`.

@@ -32,6 +32,7 @@ fn rendered(text: &str, dot: &Go) -> String {
     template.add_func("toYaml", |arguments| Ok(yaml_text(&arguments[0]).into()));
     template.add_func("indent", indent);
     template.add_func("join", join);
+    template.add_func("fail", |arguments| Err(FuncError::Generic(arguments[0].to_string())));
     template.parse(text).unwrap_or_else(|e| panic!("{e} in:\n{text}"));
     template.render(&Context::from(dot.clone())).unwrap_or_else(|e| panic!("{e} in:\n{text}"))
 }

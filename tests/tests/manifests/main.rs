@@ -9,15 +9,18 @@ use std::process::Command;
 
 use flannel_tests::cluster::{Cluster, Store};
 use flannel_tests::daemon::Daemon;
-use flannel_tests::kube_api::Rules;
+use flannel_tests::kube_api::rules::rules_of;
+use flannel_tests::node::Node;
 use flannel_tests::pod::{self, Pod};
 use flannel_tests::sandbox::sandboxed;
 use flannel_tests::traffic::{http_get, ping};
-use flannel_tests::{program, wait};
+use flannel_tests::{program, wait, yaml};
 use serde_json::{Value, json};
 
 mod chart;
-mod yaml;
+mod containers;
+mod schema;
+mod validity;
 
 fn config(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config").join(name);
@@ -33,15 +36,6 @@ fn texts(value: &Value) -> Vec<String> {
     items.map(|item| item.as_str().unwrap().to_owned()).collect()
 }
 
-fn rules(manifest: &[Value]) -> Rules {
-    let rules = object(manifest, "ClusterRole")["rules"].as_array().unwrap();
-    let of = |rule: &Value| {
-        let verbs = texts(&rule["verbs"]);
-        texts(&rule["resources"]).into_iter().map(move |r| (r, verbs.clone())).collect::<Vec<_>>()
-    };
-    rules.iter().flat_map(of).collect()
-}
-
 #[test]
 fn the_manifest_runs_as_it_stands() {
     sandboxed(|| every_node_runs(&yaml::parse(&config("kube-flannel.yml"))));
@@ -54,11 +48,7 @@ fn the_chart_runs_with_its_own_values() {
 
 #[test]
 fn the_chart_says_what_its_values_say() {
-    let network = |change: fn(&mut Value)| {
-        let manifest = chart::render(change);
-        let text = object(&manifest, "ConfigMap")["data"]["net-conf.json"].as_str().unwrap();
-        serde_json::from_str::<Value>(text).unwrap_or_else(|e| panic!("{e} in {text}"))
-    };
+    let network = |change: fn(&mut Value)| network_config(&chart::render(change));
     let stock = json!({
         "Network": "10.244.0.0/16", "EnableNFTables": false, "Backend": { "Type": "vxlan" },
     });
@@ -113,7 +103,7 @@ fn the_chart_leaves_out_what_is_not_wanted() {
 #[test]
 fn the_chart_and_the_manifest_ask_for_the_same() {
     let (chart, manifest) = (chart::render(|_| {}), yaml::parse(&config("kube-flannel.yml")));
-    assert_eq!(rules(&chart), rules(&manifest));
+    assert_eq!(rules_of(&chart), rules_of(&manifest));
     let container = |objects: &[Value]| {
         object(objects, "DaemonSet")["spec"]["template"]["spec"]["containers"][0].clone()
     };
@@ -125,6 +115,9 @@ fn the_chart_and_the_manifest_ask_for_the_same() {
 fn the_base_for_overlays_names_what_is_there() {
     let base = &yaml::parse(&config("kustomization.yaml"))[0];
     assert_eq!(texts(&base["resources"]), ["kube-flannel.yml"]);
+    let mut fields: Vec<_> = base.as_object().unwrap().keys().collect();
+    fields.sort_unstable();
+    assert_eq!(fields, ["apiVersion", "images", "kind", "resources"]);
     let image = base["images"][0]["name"].as_str().unwrap();
     assert!(config("kube-flannel.yml").contains(&format!("image: {image}:")));
 }
@@ -146,7 +139,7 @@ fn the_unit_starts_flanneld_with_flags_that_it_has() {
 fn every_node_runs(manifest: &[Value]) {
     let cluster = Cluster::new(2, Store::Kube);
     let api = cluster.store().kube();
-    api.allow_only(rules(manifest));
+    api.allow_only(rules_of(manifest));
     let daemons: Vec<_> = [1, 2].map(|number| start(&cluster, number, manifest)).into();
     let pods: Vec<_> = [1, 2].map(|number| attach(&cluster, number)).into();
     for (from, to) in pod::pairs(&pods) {
@@ -156,12 +149,9 @@ fn every_node_runs(manifest: &[Value]) {
 }
 
 fn start(cluster: &Cluster, number: u8, manifest: &[Value]) -> Daemon {
-    let spec = &object(manifest, "DaemonSet")["spec"]["template"]["spec"];
+    let spec = pod_spec(manifest);
     let node = cluster.node(number);
-    for (file, content) in object(manifest, "ConfigMap")["data"].as_object().unwrap() {
-        let path = node.directory("/etc/kube-flannel").join(file);
-        fs::write(path, content.as_str().unwrap()).unwrap();
-    }
+    write_config(node, manifest);
     for container in spec["initContainers"].as_array().unwrap() {
         run_init_container(cluster, number, container);
     }
@@ -170,17 +160,7 @@ fn start(cluster: &Cluster, number: u8, manifest: &[Value]) -> Daemon {
     let mut command = in_container(cluster, number);
     let url = cluster.store().kube().url();
     command.args(texts(&container["args"])).arg(format!("--kube-api-url={url}"));
-    let pod = format!("kube-flannel-ds-{number}");
-    let fields = BTreeMap::from([
-        ("spec.nodeName", node.name()),
-        ("metadata.name", &pod),
-        ("metadata.namespace", "kube-flannel"),
-    ]);
-    for variable in container["env"].as_array().unwrap() {
-        let field = variable["valueFrom"]["fieldRef"]["fieldPath"].as_str();
-        let value = field.map_or_else(|| variable["value"].as_str().unwrap(), |f| fields[f]);
-        command.env(variable["name"].as_str().unwrap(), value);
-    }
+    command.envs(variables(node, container));
     assert_eq!(node.read("/etc/cni/net.d/10-flannel.conflist"), None);
     let daemon = Daemon::start(&format!("flanneld-{}", node.name()), &mut command);
     for probe in ["readinessProbe", "livenessProbe"] {
@@ -198,6 +178,40 @@ fn start(cluster: &Cluster, number: u8, manifest: &[Value]) -> Daemon {
         node.read("/etc/cni/net.d/10-flannel.conflist").is_some()
     });
     daemon
+}
+
+fn pod_spec(manifest: &[Value]) -> &Value {
+    &object(manifest, "DaemonSet")["spec"]["template"]["spec"]
+}
+
+/// The network configuration of the ConfigMap.
+fn network_config(manifest: &[Value]) -> Value {
+    let text = object(manifest, "ConfigMap")["data"]["net-conf.json"].as_str().unwrap();
+    serde_json::from_str(text).unwrap_or_else(|e| panic!("{e} in {text}"))
+}
+
+/// Puts the files of the ConfigMap on a node.
+fn write_config(node: &Node, manifest: &[Value]) {
+    for (file, content) in object(manifest, "ConfigMap")["data"].as_object().unwrap() {
+        let path = node.directory("/etc/kube-flannel").join(file);
+        fs::write(path, content.as_str().unwrap()).unwrap();
+    }
+}
+
+/// The variables of the environment of a container, in the pod that a node has of the DaemonSet.
+fn variables(node: &Node, container: &Value) -> BTreeMap<String, String> {
+    let pod = format!("kube-flannel-ds-{}", node.number());
+    let fields = BTreeMap::from([
+        ("spec.nodeName", node.name()),
+        ("metadata.name", &pod),
+        ("metadata.namespace", "kube-flannel"),
+    ]);
+    let variable = |variable: &Value| {
+        let field = variable["valueFrom"]["fieldRef"]["fieldPath"].as_str();
+        let value = field.map_or_else(|| variable["value"].as_str().unwrap(), |f| fields[f]);
+        (variable["name"].as_str().unwrap().to_owned(), value.to_owned())
+    };
+    container["env"].as_array().into_iter().flatten().map(variable).collect()
 }
 
 /// What the runtime does to a container without privileges: its kernel parameters can only be read.

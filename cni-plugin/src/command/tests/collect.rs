@@ -6,6 +6,8 @@ use flannel_tests::sandbox::sandboxed;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::bandwidth::ifb_of_go;
+use crate::invocation::Id;
 
 /// A call about the network and not about one attachment.
 fn network_call(plugin: Plugin, command: &str, conf: &Value) -> Result<Value, Value> {
@@ -57,6 +59,49 @@ fn what_is_not_valid_any_more_is_collected() {
         fs::remove_file("/var/lib/cni/flannel/foreign").unwrap();
         gc(&stock(), "cni.dev/valid-attachments", json!([])).unwrap();
         assert_eq!(remains(), "");
+    });
+}
+
+/// They know the container and nothing else.
+#[test]
+fn what_the_go_plugins_marked_by_a_container_is_collected_where_it_is_known() {
+    sandboxed(|| {
+        node();
+        let cbr0 = Id::new("cbr0").unwrap();
+        let containers = ["one", "two", "three", "nobody"].map(|name| Id::new(name).unwrap());
+        let ifbs = containers.each_ref().map(|container| ifb_of_go(&cbr0, container).to_string());
+        sh("nft add table ip cni_hostport");
+        sh("nft add chain ip cni_hostport hostports");
+        for (container, ifb) in containers.iter().zip(&ifbs) {
+            sh(&format!("ip link add {ifb} type ifb"));
+            let rule = format!("tcp dport 99 dnat to 10.1.2.9:99 comment {container}");
+            sh(&format!("nft add rule ip cni_hostport hostports {rule}"));
+        }
+        fs::create_dir_all("/var/lib/cni/networks/cbr0").unwrap();
+        for (address, text) in [("10.1.2.7", "one\r\neth0"), ("10.1.2.8", "two\r\neth0")] {
+            fs::write(format!("/var/lib/cni/networks/cbr0/{address}"), text).unwrap();
+        }
+        fs::create_dir_all("/var/lib/cni/flannel").unwrap();
+        fs::write("/var/lib/cni/flannel/three", r#"{"name":"cbr0","type":"bridge"}"#).unwrap();
+        let left = || {
+            let rules = sh("nft list ruleset");
+            let links = sh("ip -o link");
+            let has = |(container, ifb): (&Id, &String)| {
+                (rules.contains(&format!("comment \"{container}\"")), links.contains(ifb))
+            };
+            containers.iter().zip(&ifbs).map(has).collect::<Vec<_>>()
+        };
+        const KEPT: (bool, bool) = (true, true);
+        const GONE: (bool, bool) = (false, false);
+        gc(
+            &stock(),
+            "cni.dev/valid-attachments",
+            json!([{"containerID": "one", "ifname": "eth0"}]),
+        )
+        .unwrap();
+        assert_eq!(left(), [KEPT, GONE, GONE, KEPT]);
+        gc(&stock(), "cni.dev/valid-attachments", json!([])).unwrap();
+        assert_eq!(left(), [GONE, GONE, GONE, KEPT]);
     });
 }
 

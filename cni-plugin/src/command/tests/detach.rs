@@ -14,7 +14,7 @@ use crate::attachment;
 use crate::bridge::Bridge;
 use crate::command::del;
 use crate::delegate;
-use crate::invocation::{Attachment, Id};
+use crate::invocation::Attachment;
 use crate::ipam::{self, source::Source};
 use crate::netconf::NetConf;
 use crate::result::Ip;
@@ -83,11 +83,7 @@ fn whatever_a_killed_add_did_is_undone() {
     sandboxed(|| {
         node();
         let netns = Container::new("one").netns;
-        let attachment = Attachment {
-            network: Id::new("cbr0").unwrap(),
-            container: Id::new("one").unwrap(),
-            if_name: "eth0".parse().unwrap(),
-        };
+        let attachment = Attachment::named("cbr0", "one", "eth0");
         let conf: NetConf = serde_json::from_value(stock()).unwrap();
         let subnet_file = SUBNET_FILE.replace("IPMASQ=true", "IPMASQ=false");
         let subnet_file = SubnetFile::parse(&subnet_file).unwrap();

@@ -4,6 +4,8 @@ use flannel_tests::sandbox::sandboxed;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::bandwidth;
+use crate::invocation::Attachment;
 
 const IFB: &str = "bwp";
 
@@ -167,11 +169,7 @@ fn what_cannot_be_limited_is_told() {
             conf["prevResult"]["ips"] = json!([]);
             assert_eq!(code_and_text(&add(&conf)), (7, expected));
         }
-        let ifb = crate::bandwidth::ifb(&crate::invocation::Attachment {
-            network: crate::invocation::Id::new("cbr0").unwrap(),
-            container: crate::invocation::Id::new("one").unwrap(),
-            if_name: "eth0".parse().unwrap(),
-        });
+        let ifb = bandwidth::ifb(&Attachment::named("cbr0", "one", "eth0"));
         sh(&format!("ip link add {ifb} type veth peer name other"));
         let failure = add(&chained(&attached));
         let expected =

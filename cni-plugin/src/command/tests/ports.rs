@@ -9,7 +9,7 @@ use flannel_tests::sandbox::sandboxed;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::invocation::{Attachment, Id};
+use crate::invocation::Attachment;
 use crate::{masquerade, portmap};
 
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -293,11 +293,7 @@ fn ports_and_masquerading_are_in_iptables_by_name() {
 fn rules_of_the_go_plugins_in_iptables_go_with_their_container() {
     sandboxed(|| {
         node();
-        let attachment = Attachment {
-            network: Id::new("cbr0").unwrap(),
-            container: Id::new("one").unwrap(),
-            if_name: "eth0".parse().unwrap(),
-        };
+        let attachment = Attachment::named("cbr0", "one", "eth0");
         let ports = portmap::iptables::chain_of(&attachment);
         let name = masquerade::iptables::chain_of(&attachment);
         for variant in ["nft", "legacy"] {

@@ -5,16 +5,8 @@ use std::thread;
 
 use super::*;
 
-fn attachment(container: &str, if_name: &str) -> Attachment {
-    Attachment {
-        network: Id::new("cbr0").unwrap(),
-        container: Id::new(container).unwrap(),
-        if_name: if_name.parse().unwrap(),
-    }
-}
-
 fn owner(container: &str) -> Owner {
-    Owner::of(&attachment(container, "eth0"))
+    Owner::of(&Attachment::named("cbr0", container, "eth0"))
 }
 
 fn store() -> (tempfile::TempDir, Store) {
@@ -89,7 +81,7 @@ fn an_address_is_not_reserved_twice() {
 fn release_takes_what_is_the_owners_and_nothing_else() {
     let (_directory, store) = store();
     let locked = store.lock().unwrap();
-    let other = Owner::of(&attachment("one", "net1"));
+    let other = Owner::of(&Attachment::named("cbr0", "one", "net1"));
     for (address, owner) in
         [("10.1.2.5", &owner("one")), ("10.1.2.6", &other), ("10.1.2.7", &owner("two"))]
     {

@@ -183,10 +183,10 @@ fn is_published(attributes: &Attributes, family: Family) -> bool {
     let has_address = attributes.public(family).is_some();
     match (attributes.backend_type.as_str(), family) {
         ("vxlan", _) | ("wireguard", Family::V4) => has_data,
-        ("wireguard", Family::V6) => has_data && has_address,
         ("host-gw" | "extension", Family::V6) => has_address,
         (_, Family::V4) => true,
-        (_, Family::V6) => false,
+        // That of udp is ours alone; flannel's carries no IPv6, and never reads it.
+        (_, Family::V6) => has_data && has_address,
     }
 }
 

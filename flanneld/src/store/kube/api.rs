@@ -15,13 +15,11 @@ use tokio::time::timeout;
 
 use super::access::{Access, AccessError, Credentials};
 use super::connection::{self, ConnectError, Sender, authority};
+use super::items::{Items, OBJECT_MAX, TooLarge};
+use super::node::{List, ListMetadata};
 
 /// A request that is not answered after this long will not be.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// No answer is longer: a page of nodes takes a few megabytes.
-const ANSWER_MAX: usize = 256 << 20;
-/// An object in the API takes at most 1.5 MB (the limit of etcd).
-const LINE_MAX: usize = 8 << 20;
 
 /// The way to the API server.
 pub(super) struct Api {
@@ -93,6 +91,36 @@ impl Api {
         self.object(attempt, (Method::GET, path, ""), Bytes::new()).await
     }
 
+    /// Reads a list, and hands on one item after the other as they come.
+    pub(super) async fn list<T: DeserializeOwned>(
+        &self,
+        attempt: &'static str,
+        path: &str,
+        mut each: impl FnMut(T),
+    ) -> Result<ListMetadata, ApiError> {
+        let undecodable = |source| ApiError::Undecodable { attempt, source };
+        let cut_off = |reason: &str| ApiError::CutOff { attempt, reason: reason.to_owned() };
+        let (answer, sender) = self.send(attempt, (Method::GET, path, ""), Bytes::new()).await?;
+        let (mut body, mut items) = (answer.into_body(), Items::default());
+        loop {
+            let bytes = match timeout(DEADLINE, body.frame()).await {
+                Ok(None) => break,
+                Ok(Some(Ok(frame))) => frame.into_data().unwrap_or_default(),
+                Ok(Some(Err(error))) => return Err(cut_off(&error.to_string())),
+                Err(_elapsed) => return Err(ApiError::Silent { attempt, server: self.server() }),
+            };
+            let mut rest = &bytes[..];
+            let too_large = |TooLarge| cut_off("an object is too large");
+            while let Some(item) = items.next(&mut rest).map_err(too_large)? {
+                each(serde_json::from_slice(item).map_err(undecodable)?);
+            }
+        }
+        let envelope = items.envelope().ok_or_else(|| cut_off("within the list"))?;
+        let list: List = serde_json::from_slice(envelope).map_err(undecodable)?;
+        self.idle.replace(Some(sender));
+        Ok(list.metadata)
+    }
+
     /// Changes the fields that the patch names, by the rules of a strategic merge patch.
     pub(super) async fn patch<T: DeserializeOwned>(
         &self,
@@ -128,7 +156,7 @@ impl Api {
         attempt: &'static str,
         answer: Response<Incoming>,
     ) -> Result<Bytes, ApiError> {
-        let body = Limited::new(answer.into_body(), ANSWER_MAX).collect();
+        let body = Limited::new(answer.into_body(), OBJECT_MAX).collect();
         match timeout(DEADLINE, body).await {
             Ok(Ok(body)) => Ok(body.to_bytes()),
             Ok(Err(error)) => Err(ApiError::CutOff { attempt, reason: error.to_string() }),
@@ -237,7 +265,7 @@ impl Lines {
                 let line = std::mem::replace(&mut self.buffer, rest);
                 return Ok(Some(line));
             }
-            if self.buffer.len() > LINE_MAX {
+            if self.buffer.len() > OBJECT_MAX {
                 return Err(self.cut_off("a line has no end"));
             }
             match self.body.frame().await {

@@ -8,15 +8,15 @@ use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
 use super::api::{self, ApiError};
-use super::node::{Node, NodeList, WatchEvent};
+use super::node::{Node, WatchEvent};
 use super::{KubeStore, encoded};
 use crate::errors::chain;
 use crate::lease::acquire::Listed;
 use crate::lease::table::LeaseUpdate;
 use crate::trouble::Trouble;
 
-/// Nodes in one page of a list: a few megabytes.
-const PAGE: usize = 100;
+/// Nodes in one page of a list.
+const PAGE: usize = 500;
 /// The server ends a watch after this long, so that watches spread over all servers there are.
 const WATCH_MIN: Duration = Duration::from_secs(300);
 const WATCH_MAX: Duration = Duration::from_secs(600);
@@ -27,22 +27,46 @@ const BACKOFF_MAX: Duration = Duration::from_secs(10);
 /// What is known of the cluster is written at most this often.
 const REMEMBER: Duration = Duration::from_secs(1);
 
-/// Where the watch goes on; `None` if everything has to be listed.
-type From = Option<String>;
+/// Where to go on.
+enum From {
+    /// With a list as the API server remembers it, in one answer: that asks nobody else, however
+    /// many nodes start at once (Kubernetes API Concepts, "Semantics for get and list").
+    Any,
+    /// With a list of how it is now, in pages: what is remembered may be too old.
+    Newest,
+    /// With the changes since this version.
+    Version(String),
+}
+
+impl From {
+    /// The question for a list, which goes on at `next`.
+    fn list(&self, next: &str) -> String {
+        match self {
+            Self::Any => "/api/v1/nodes?resourceVersion=0".to_owned(),
+            _ => format!("/api/v1/nodes?limit={PAGE}&continue={}", encoded(next)),
+        }
+    }
+}
 
 impl KubeStore {
     /// Tells about the leases of all other nodes until nobody listens any more.
     pub(super) async fn follow(&self, updates: mpsc::Sender<LeaseUpdate>, relist: &Notify) {
-        let (mut from, mut told) = (None, false);
+        let (mut from, mut told) = (From::Any, false);
         let mut trouble = Trouble::default();
         let mut backoff = BACKOFF_MIN;
         while !updates.is_closed() {
-            let outcome = match from {
-                None => self.list(&mut from, &updates).await,
-                Some(_) => tokio::select! {
-                    ended = self.changes(&mut from, &updates) => ended,
+            let outcome = match &mut from {
+                From::Any | From::Newest => match self.list(&from, &updates).await {
+                    Ok(version) => {
+                        from = From::Version(version);
+                        Ok(())
+                    }
+                    Err(error) => Err(error),
+                },
+                From::Version(version) => tokio::select! {
+                    ended = self.changes(version, &updates) => ended,
                     () = relist.notified() => {
-                        from = None;
+                        from = From::Newest;
                         Ok(())
                     }
                 },
@@ -53,7 +77,7 @@ impl KubeStore {
                     (told, backoff) = (true, BACKOFF_MIN);
                     continue;
                 }
-                Err(error) if error.is(StatusCode::GONE) => from = None,
+                Err(error) if error.is(StatusCode::GONE) => from = From::Newest,
                 Err(error) => trouble.tell(&chain(&error)),
             }
             if !std::mem::replace(&mut told, true) {
@@ -65,49 +89,46 @@ impl KubeStore {
         }
     }
 
-    /// Reads all nodes, page by page.
+    /// Reads all nodes; returns the version from which on to follow changes.
     async fn list(
         &self,
-        from: &mut From,
+        from: &From,
         updates: &mpsc::Sender<LeaseUpdate>,
-    ) -> Result<(), ApiError> {
+    ) -> Result<String, ApiError> {
         let (mut nodes, mut own, mut next) = (Vec::new(), None, String::new());
         let version = loop {
-            let path = format!("/api/v1/nodes?limit={PAGE}&continue={}", encoded(&next));
-            let page: NodeList = self.api.get("list the nodes", &path).await?;
-            for node in page.items {
+            let take = |node: Node| {
                 if node.metadata.name == self.name() {
                     own = Some(self.trimmed(node));
-                } else {
-                    let listed = self.lease_of(&node);
-                    nodes.push((node.metadata.name, listed));
+                } else if let Some(listed) = self.lease_of(&node) {
+                    nodes.push((node.metadata.name, Some(listed)));
                 }
+            };
+            let page = self.api.list("list the nodes", &from.list(&next), take).await?;
+            if page.next.is_empty() {
+                break page.resource_version;
             }
-            if page.metadata.next.is_empty() {
-                break page.metadata.resource_version;
-            }
-            next = page.metadata.next;
+            next = page.next;
         };
         let snapshot = self.roster.borrow_mut().replace(nodes);
         self.dirty.notify_one();
         // Nobody listens any more only when the program is ending.
         let _ending = updates.send(snapshot).await;
         self.own.send_replace(own);
-        *from = Some(version);
-        Ok(())
+        Ok(version)
     }
 
     /// Follows changes until the server ends them.
     async fn changes(
         &self,
-        from: &mut From,
+        version: &mut String,
         updates: &mpsc::Sender<LeaseUpdate>,
     ) -> Result<(), ApiError> {
         let lasts =
             Duration::from_secs(rand::random_range(WATCH_MIN.as_secs()..WATCH_MAX.as_secs()));
         let path = format!(
             "/api/v1/nodes?watch=1&allowWatchBookmarks=true&resourceVersion={}&timeoutSeconds={}",
-            encoded(from.as_deref().unwrap_or_default()),
+            encoded(version),
             lasts.as_secs()
         );
         let mut lines = self.api.watch("watch the nodes", &path).await?;
@@ -118,7 +139,7 @@ impl KubeStore {
             };
             let Some(line) = line else { return Ok(()) };
             let Some(changed) = self.event(&line)? else { continue };
-            *from = Some(changed.version);
+            *version = changed.version;
             for update in changed.updates {
                 if updates.send(update).await.is_err() {
                     return Ok(());
@@ -200,10 +221,16 @@ impl KubeStore {
     pub(super) async fn remember(&self) {
         loop {
             self.dirty.notified().await;
-            if self.known.borrow().own.is_some() {
-                self.memory.write(&self.known.borrow(), self.roster.borrow().leases());
-            }
+            self.write_down();
             sleep(REMEMBER).await;
+        }
+    }
+
+    fn write_down(&self) {
+        let (known, roster) = (self.known.borrow(), self.roster.borrow());
+        // Before anything was heard, what the file says is better than nothing.
+        if known.own.is_some() && roster.is_known() {
+            self.memory.write(&known, roster.leases());
         }
     }
 }

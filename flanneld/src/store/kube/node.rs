@@ -8,12 +8,10 @@ use serde_json::value::RawValue;
 use super::annotations::Texts;
 use crate::family::PerFamily;
 
-/// `NodeList`.
+/// A list without its items.
 #[derive(Deserialize)]
-pub(super) struct NodeList {
+pub(super) struct List {
     pub(super) metadata: ListMetadata,
-    #[serde(default = "Vec::new")]
-    pub(super) items: Vec<Node>,
 }
 
 #[derive(Deserialize)]

@@ -18,6 +18,8 @@ pub(super) struct Roster {
     leases: BTreeMap<String, Lease>,
     /// Who has a subnet: of two that claim it, the one that claimed it first.
     holders: BTreeMap<LeaseKey, String>,
+    /// Whether anybody ever said which nodes there are.
+    is_known: bool,
 }
 
 impl Roster {
@@ -26,9 +28,15 @@ impl Roster {
         self.leases.iter()
     }
 
+    /// Whether it says more than that nothing was heard yet.
+    pub(super) fn is_known(&self) -> bool {
+        self.is_known
+    }
+
     /// These are all nodes there are. Of one whose lease became unreadable, what was known stays.
     pub(super) fn replace(&mut self, nodes: Nodes) -> LeaseUpdate {
         let before = std::mem::take(self);
+        self.is_known = true;
         let mut unreadable = Vec::new();
         for (name, listed) in nodes {
             let Some(listed) = listed else { continue };
@@ -158,6 +166,14 @@ mod tests {
             LeaseUpdate::Removed(key) => format!("{key} removed"),
         };
         updates.iter().map(line).collect::<Vec<_>>().join("; ")
+    }
+
+    #[test]
+    fn what_was_never_heard_is_told_from_a_cluster_of_one() {
+        let mut roster = Roster::default();
+        assert!(!roster.is_known());
+        roster.replace(Vec::new());
+        assert!(roster.is_known());
     }
 
     #[test]

@@ -3,6 +3,8 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::config::NetworkConfig;
+use crate::lease::flannel;
 
 fn stock() -> Annotations {
     Annotations::with_prefix("flannel.alpha.coreos.com").unwrap()
@@ -91,6 +93,14 @@ kube-subnet-manager: true
 public-ip: 0.0.0.0
 public-ipv6: fd00::3
 ";
+    let golden_udp_dual = "\
+backend-data: null
+backend-type: 
+backend-v6-data: {\"Port\":8285}
+kube-subnet-manager: true
+public-ip: 192.168.0.3
+public-ipv6: fd00::3
+";
     for (backend, families, text) in [
         ("vxlan", v4(vxlan(macs.0)), golden_vxlan4),
         ("vxlan", v6(vxlan(macs.1)), golden_vxlan6),
@@ -101,6 +111,7 @@ public-ipv6: fd00::3
         ("ipip", v4(Value::Null), &without_data("ipip")),
         ("", v4(Value::Null), &without_data("")),
         ("", dual(Value::Null, Value::Null), &without_data("")),
+        ("", dual(Value::Null, json!({ "Port": 8285 })), golden_udp_dual),
     ] {
         assert_eq!(golden(&attributes(backend, families.clone())), text, "{backend} {families:?}");
     }
@@ -117,11 +128,22 @@ fn naive_mac(backend_data: &str) -> Option<String> {
 }
 
 #[test]
-fn flannel_finds_its_ethernet_address_in_what_we_write() {
-    for mac in ["c6:d2:32:6f:8f:44", "02:00:00:00:00:01"] {
-        let desired = stock().desired(&attributes("vxlan", v4(vxlan(mac))), &Texts::new());
-        let data = desired["flannel.alpha.coreos.com/backend-data"].clone().unwrap();
-        assert_eq!(naive_mac(&data).as_deref(), Some(mac), "{data}");
+fn flannel_finds_its_ethernet_address_in_what_vxlan_writes_of_every_family() {
+    for network in [
+        r#""Network":"10.3.0.0/16""#,
+        r#""Network":"10.3.0.0/16","EnableIPv6":true,"IPv6Network":"fc00::/48""#,
+        r#""EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fc00::/48""#,
+    ] {
+        let json = format!(r#"{{{network},"Backend":{{"Type":"vxlan","VNI":7}}}}"#);
+        let config = NetworkConfig::parse_assigned(json.as_bytes()).unwrap();
+        let published = flannel::tests::attributes(&config);
+        let published = published.iter().find(|a| a.backend_type == "vxlan").unwrap();
+        let desired = stock().desired(published, &Texts::new());
+        for family in config.pools.families() {
+            let data = desired[&stock().name(names(family).data)].clone().unwrap();
+            assert_eq!(data, r#"{"VNI":7,"VtepMAC":"02:00:00:00:00:01"}"#);
+            assert_eq!(naive_mac(&data).as_deref(), Some("02:00:00:00:00:01"));
+        }
     }
 }
 
