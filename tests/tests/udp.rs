@@ -38,9 +38,12 @@ const PLAIN_SUBNET: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 0);
 /// How long to wait for what must not arrive.
 const SILENCE: Duration = Duration::from_millis(200);
 
-/// Restarting takes some hundredths of a second, of which this machine may have much to do with
-/// other tests; `bench_udp` measures it.
-const GAP_MAX: Duration = Duration::from_secs(3);
+/// Restarting takes some hundredths of a second, as `bench_udp` measures; here it may have to wait
+/// for other tests, whose interfaces come and go under one lock of the kernel.
+const GAP_MAX: Duration = Duration::from_secs(10);
+
+/// Packets a second that wait in the device while nobody reads: it has room for 500.
+const WAITING_RATE: u32 = 50;
 
 fn cluster(size: u8) -> Cluster {
     running(Cluster::unconfigured(size, Store::Directory))
@@ -382,12 +385,12 @@ fn a_restart_under_a_supervisor_loses_nothing() {
         assert!(kept.len() >= 2, "{kept:?}");
         let flows = [(0, 1), (1, 0)].map(|(from, to)| {
             let (from, to): (&Pod, &Pod) = (&pods[from], &pods[to]);
-            Flow::start(from.namespace(), to.namespace(), to.address(), 500).unwrap()
+            Flow::start(from.namespace(), to.namespace(), to.address(), WAITING_RATE).unwrap()
         });
         let go_on = || {
             let before: Vec<_> = flows.iter().map(Flow::received).collect();
             wait::until_true("the flows go on", || {
-                flows.iter().zip(&before).all(|(flow, before)| flow.received() > before + 200)
+                flows.iter().zip(&before).all(|(flow, before)| flow.received() > before + 50)
             });
         };
         go_on();
