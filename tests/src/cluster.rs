@@ -19,11 +19,6 @@ use crate::{program, wait};
 /// The network configuration that is deployed when nobody wants anything else.
 pub const STOCK_NETWORK: &str = include_str!("../../config/net-conf.json");
 
-/// The network configuration that names this backend and nothing else of note.
-pub fn network_over(backend: &str) -> String {
-    format!(r#"{{"Network":"10.244.0.0/16","Backend":{{"Type":"{backend}"}}}}"#)
-}
-
 /// Where flanneld looks in etcd when it is not told otherwise.
 pub const ETCD_PREFIX: &str = "/coreos.com/network";
 

@@ -28,6 +28,7 @@ pub mod http_proxy;
 pub mod impairment;
 pub mod kube_api;
 pub mod lease_lab;
+pub mod net_conf;
 pub mod node;
 pub mod partition;
 pub mod underlay;
@@ -43,3 +44,4 @@ pub mod traffic;
 
 pub mod snapshot;
 pub mod statistics;
+pub mod usage;

@@ -7,11 +7,10 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use flannel_tests::cluster::{
-    Cluster, ETCD_PREFIX, LeaseStore, STOCK_NETWORK, Store, network_over,
-};
+use flannel_tests::cluster::{Cluster, ETCD_PREFIX, LeaseStore, STOCK_NETWORK, Store};
 use flannel_tests::daemon::Daemon;
 use flannel_tests::etcd::Etcd;
+use flannel_tests::net_conf::{Stack, network};
 use flannel_tests::pod::{self, Pod};
 use flannel_tests::program;
 use flannel_tests::sandbox::sandboxed;
@@ -299,7 +298,7 @@ fn restart_keeps_the_subnet_that_kubernetes_has_for_this_node() {
 }
 
 fn restart_without_a_subnet_file_keeps_the_subnet(store: Store, backend: &str) {
-    let mut cluster = Cluster::running_with(2, store, &network_over(backend));
+    let mut cluster = Cluster::running_with(2, store, &network(Stack::Ipv4, backend));
     let before = cluster.node(1).subnet_file().unwrap();
     cluster.stop(1);
     fs::remove_file(cluster.node(1).directory("/run/flannel/subnet.env")).unwrap();

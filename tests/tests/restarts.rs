@@ -6,7 +6,8 @@
 use std::thread::park_timeout;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use flannel_tests::cluster::{Cluster, Store, network_over};
+use flannel_tests::cluster::{Cluster, Store};
+use flannel_tests::net_conf::{Stack, network};
 use flannel_tests::pod::Pod;
 use flannel_tests::sandbox::sandboxed;
 use flannel_tests::traffic::Flow;
@@ -69,7 +70,7 @@ fn packets_pass_again_after_every_kill_with_udp() {
 }
 
 fn cluster_over(backend: &str) -> (Cluster, [Pod; 2]) {
-    let cluster = Cluster::running_with(2, Store::Directory, &network_over(backend));
+    let cluster = Cluster::running_with(2, Store::Directory, &network(Stack::Ipv4, backend));
     let pods = ["a", "b"].into_iter().zip(cluster.nodes());
     let pods: Vec<_> = pods.map(|(name, node)| Pod::attach(node, name)).collect();
     (cluster, pods.try_into().unwrap())
