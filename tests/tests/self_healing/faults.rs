@@ -208,7 +208,7 @@ pub(crate) const UDP: &[Fault] = &[
     fault("rules flushed", Traffic::Survives, flush_rules),
     fault("kernel parameter changed", Traffic::Survives, |at| {
         let path = "/proc/sys/net/ipv4/conf/flannel0/accept_local";
-        let written = at.node.namespace().inside(|| std::fs::write(path, "0"));
+        let written = at.node.namespace().inside(move || std::fs::write(path, "0"));
         assert!(written.is_ok(), "{written:?}");
     }),
     fault("subnet file removed", Traffic::Survives, remove_subnet_file),
