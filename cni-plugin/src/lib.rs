@@ -15,6 +15,7 @@ pub mod invocation;
 pub mod netconf;
 pub mod plugin;
 pub mod process;
+pub mod uninstall;
 pub mod version;
 
 pub mod attachment;

@@ -11,6 +11,7 @@ use cni_plugin::hand_over;
 use cni_plugin::install::{Install, InstallError};
 use cni_plugin::plugin::Plugin;
 use cni_plugin::process::{self, Outcome};
+use cni_plugin::uninstall::{Uninstall, UninstallError};
 
 #[global_allocator]
 static MEMORY: Arena = Arena::new();
@@ -22,6 +23,7 @@ fn main() -> ExitCode {
     // Runtimes give no arguments.
     match arguments.next().as_deref() {
         Some("install") => return install(&arguments.collect::<Vec<_>>()),
+        Some("uninstall") => return uninstall(&arguments.collect::<Vec<_>>()),
         Some("hand-over") => return hand_over(),
         _ => {}
     }
@@ -29,15 +31,32 @@ fn main() -> ExitCode {
     finish(&process::run(Plugin::of_program(Path::new(&program)), variable, io::stdin()))
 }
 
+const BAD_USAGE: u8 = 2;
+const THIS: &str = "/proc/self/exe";
+
 fn install(arguments: &[String]) -> ExitCode {
-    const BAD_USAGE: u8 = 2;
-    let installed =
-        Install::parse(arguments).and_then(|install| install.run(Path::new("/proc/self/exe")));
+    let installed = Install::parse(arguments).and_then(|install| install.run(Path::new(THIS)));
     let Err(error) = installed else { return ExitCode::SUCCESS };
     let _nobody_is_left_to_tell = writeln!(io::stderr(), "{}", chain(&error));
     match error {
         InstallError::Usage | InstallError::Unknown(_) => BAD_USAGE.into(),
         InstallError::Write { .. } => ExitCode::FAILURE,
+    }
+}
+
+fn uninstall(arguments: &[String]) -> ExitCode {
+    let removed = Uninstall::parse(arguments).and_then(|uninstall| uninstall.run(Path::new(THIS)));
+    let error = match removed {
+        Ok(commands) => {
+            let _nobody_is_left_to_tell = io::stdout().write_all(commands.as_bytes());
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => error,
+    };
+    let _nobody_is_left_to_tell = writeln!(io::stderr(), "{}", chain(&error));
+    match error {
+        UninstallError::Usage => BAD_USAGE.into(),
+        _ => ExitCode::FAILURE,
     }
 }
 

@@ -281,6 +281,16 @@ pub(crate) fn published_mac(attributes: &Attributes, family: Family) -> Option<M
     vxlan::decode_mac(attributes.data(family)).ok()
 }
 
+/// Whether a device of one of the backends may have this name, whatever its options are.
+pub(crate) fn is_device(name: &str) -> bool {
+    vxlan::is_device(name) || udp::is_device(name)
+}
+
+/// Returns the kind of the device of this name, as `ip link` has it.
+pub(crate) fn device_kind(name: &str) -> &'static str {
+    if udp::is_device(name) { "tun" } else { "vxlan" }
+}
+
 fn configure_family(
     config: &BackendConfig,
     network: IpNetwork,

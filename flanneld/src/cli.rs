@@ -4,6 +4,7 @@
 //! two, `-flag=value` or `-flag value`, switches without a value or with `=`. [`Options`] is what
 //! was typed, checked one flag at a time; what it means together is decided where it is used.
 
+mod cleanup;
 mod flags;
 mod lease;
 
@@ -15,6 +16,7 @@ use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 
+use crate::cleanup::Cleanup;
 use crate::family::{Family, PerFamily};
 use crate::install::CniConf;
 use crate::rules::RuleOptions;
@@ -30,6 +32,8 @@ pub(crate) enum Command {
     Run(Box<Options>),
     /// Look at leases, or change them.
     Lease(Box<LeaseCommand>),
+    /// Remove from this node what was made there.
+    Cleanup(Cleanup),
     /// Print the version.
     Version,
     /// Print the usage.
@@ -130,6 +134,8 @@ pub(crate) enum UsageError {
     Value { flag: &'static str, value: String, expected: String },
     #[error("flanneld lease: {0}; {usage}", usage = lease::USAGE)]
     Lease(String),
+    #[error("flanneld cleanup: {0} is not known; {usage}", usage = cleanup::USAGE)]
+    Cleanup(String),
 }
 
 /// Reads the arguments, without the name of the program, and `FLANNELD_…` variables for whatever
@@ -141,6 +147,9 @@ pub(crate) fn parse(
     let mut arguments = arguments.into_iter().peekable();
     if arguments.next_if_eq("lease").is_some() {
         return lease::parse(arguments, environment);
+    }
+    if arguments.next_if_eq("cleanup").is_some() {
+        return cleanup::parse(arguments, environment);
     }
     let mut typed = match Typed::from_arguments(arguments)? {
         Some(typed) => typed,

@@ -13,6 +13,7 @@ mod store;
 mod backend;
 mod rules;
 
+mod cleanup;
 mod lease_command;
 
 mod agent;
@@ -62,7 +63,11 @@ pub fn run(name: &Path, arguments: Vec<String>) -> ExitCode {
     let hidden = secrets::hide(&arguments);
     let options = match cli::parse(arguments, |name| std::env::var(name).ok()) {
         Ok(Command::Run(options)) => *options,
-        Ok(Command::Lease(command)) => return lease(*command),
+        Ok(Command::Lease(command)) => {
+            start_log(command.options.verbosity);
+            return answer(lease_command::run(*command));
+        }
+        Ok(Command::Cleanup(cleanup)) => return answer(cleanup.run()),
         Ok(Command::Version) => {
             say(&format!("flanneld {}", env!("CARGO_PKG_VERSION")));
             return ExitCode::SUCCESS;
@@ -89,9 +94,9 @@ pub fn run(name: &Path, arguments: Vec<String>) -> ExitCode {
     }
 }
 
-fn lease(command: cli::LeaseCommand) -> ExitCode {
-    start_log(command.options.verbosity);
-    match lease_command::run(command) {
+/// Prints what came of a command that ends by itself.
+fn answer(result: Result<String, impl std::error::Error>) -> ExitCode {
+    match result {
         Ok(answer) => {
             print(&answer);
             ExitCode::SUCCESS

@@ -148,11 +148,11 @@ pub(super) fn forget_neighbours(host: &mut Socket, bridge: LinkName, addresses: 
 
 /// What must be known to remove what is not in the sandbox.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Remains {
+pub(crate) struct Remains {
     /// Who gave the addresses.
-    pub(super) giver: Giver,
+    pub(crate) giver: Giver,
     /// The bridge that the host's end was a port of.
-    pub(super) bridge: LinkName,
+    pub(crate) bridge: LinkName,
     /// Whether there may be rules that hide the pod, or that check what it sends.
     pub(super) masquerade: bool,
     /// Whether there may be rules that lead ports to it.
@@ -174,7 +174,7 @@ impl Remains {
     }
 
     /// What ADD was done with counts; without it, what an ADD would be done with now.
-    pub(super) fn of(conf: &NetConf, state: &State) -> Self {
+    pub(crate) fn of(conf: &NetConf, state: &State) -> Self {
         match state {
             State::Delegate(delegate) => Self::of_bridge(delegate),
             State::Missing | State::Damaged => {

@@ -89,6 +89,11 @@ impl Store {
         directory.is_dir().then_some(Self { directory })
     }
 
+    /// Returns where it is.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     /// Waits until nobody else works in the store.
     ///
     /// # Errors

@@ -66,6 +66,11 @@ pub(super) fn device(family: Family) -> LinkName {
     name.parse().expect("it is the name of a link")
 }
 
+/// Whether this is the TUN device of a family.
+pub(super) fn is_device(name: &str) -> bool {
+    Family::ALL.iter().any(|family| device(*family).as_str() == name)
+}
+
 const DEFAULT_PORT: u16 = 8285;
 
 /// The backend, configured for this node.

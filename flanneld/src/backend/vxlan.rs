@@ -322,11 +322,20 @@ pub(super) fn device(options: &Value, family: Family) -> Option<LinkName> {
 
 /// The name of the tunnel device, as flannel has it, unless it is too long for a link.
 fn device_name(family: Family, vni: Vni) -> Option<LinkName> {
-    let prefix = match family {
-        Family::V4 => "flannel",
-        Family::V6 => "flannel-v6",
-    };
-    format!("{prefix}.{vni}").parse().ok()
+    format!("{}{vni}", device_prefix(family)).parse().ok()
+}
+
+const fn device_prefix(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "flannel.",
+        Family::V6 => "flannel-v6.",
+    }
+}
+
+/// Whether this is the name of a tunnel device of some network.
+pub(super) fn is_device(name: &str) -> bool {
+    let vni = Family::ALL.iter().find_map(|family| name.strip_prefix(device_prefix(*family)));
+    vni.is_some_and(|vni| !vni.is_empty() && vni.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 /// The network identifiers with which the name of the device is one of a link.

@@ -97,6 +97,7 @@ forwarding entries equal to the leases of the cluster.
 
 Usage: flanneld [FLAGS]
        flanneld lease list | show SUBNET | release SUBNET | reserve SUBNET --public-ip IP [--json]
+       flanneld cleanup [--dry-run] [--force]
 
 Flags take one dash or two. Each can also be given as a variable of the environment:
 --iface-regex is FLANNELD_IFACE_REGEX. What is on the command line wins.

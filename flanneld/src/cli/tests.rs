@@ -186,3 +186,19 @@ fn a_configuration_to_install_comes_with_its_source() {
     let conf = install("--cni-conf-install=/etc/cni/net.d/10-flannel.conflist").unwrap().unwrap();
     assert_eq!(conf.source.to_str(), Some("/etc/kube-flannel/cni-conf.json"));
 }
+
+#[test]
+fn cleanup_does_nothing_when_it_is_not_understood() {
+    let words = |text: &str| {
+        let arguments = text.split_whitespace().map(str::to_owned);
+        match parse(arguments, |_| None) {
+            Ok(Command::Cleanup(cleanup)) => Ok((cleanup.dry_run, cleanup.force)),
+            other => Err(format!("{other:?}")),
+        }
+    };
+    assert_eq!(words("cleanup"), Ok((false, false)));
+    assert_eq!(words("cleanup --force -dry-run --subnet-file /x"), Ok((true, true)));
+    for wrong in ["cleanup all", "cleanup --dryrun", "cleanup --subnet-file", "cleanup -h"] {
+        assert!(words(wrong).is_err(), "{wrong}");
+    }
+}

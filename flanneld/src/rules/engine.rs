@@ -3,14 +3,16 @@
 use std::fmt;
 use std::path::Path;
 
-use fabric::packet_filter;
 use fabric::packet_filter::iptables::{self, IpVersion, Iptables, Variant};
 use fabric::packet_filter::nft::Nft;
+use fabric::packet_filter::{self, PacketFilter};
 use tracing::{debug, info, warn};
 
 use super::iptables::tables;
 use super::nftables::ruleset;
 use super::{FamilyRules, NodeRules};
+use crate::cleanup::Outcome;
+use crate::errors::chain;
 use crate::family::Family;
 
 /// What evaluates the rules.
@@ -181,6 +183,55 @@ impl RuleKeeper {
             None => Ok(*self.variant.insert(Variant::in_use()?)),
         }
     }
+}
+
+/// Removes the rules, ours and flannel's, from every engine, or only says how.
+pub(crate) fn remove_everywhere(dry_run: bool, outcome: &mut Outcome) {
+    let nothing = NodeRules::default();
+    match remove_from_nftables(dry_run) {
+        Ok(change) => {
+            let commands = change.operations.iter().map(|operation| format!("nft {operation}"));
+            outcome.commands.extend(commands);
+        }
+        Err(packet_filter::Error::Unavailable(_)) => {}
+        Err(error) => outcome.failures.push(chain(&error)),
+    }
+    let everywhere = match RuleKeeper::default().variant() {
+        Ok(variant) => elsewhere(Engine::Nftables, variant, &nothing).collect(),
+        Err(error) => {
+            outcome.failures.push(chain(&error));
+            Vec::new()
+        }
+    };
+    for iptables in everywhere {
+        match remove_from_iptables(&iptables, dry_run) {
+            Ok(change) => {
+                let program = iptables.version().program();
+                let commands = change.commands().map(|command| format!("{program} {command}"));
+                outcome.commands.extend(commands);
+            }
+            Err(error) => outcome.failures.push(chain(&error)),
+        }
+    }
+}
+
+fn remove_from_nftables(dry_run: bool) -> Result<packet_filter::Change, packet_filter::Error> {
+    let (mut nft, nothing) = (Nft::open()?, ruleset(&NodeRules::default()));
+    if dry_run {
+        return Ok(packet_filter::diff(&nothing, &nft.observe(&nothing)?));
+    }
+    packet_filter::ensure(&mut nft, &nothing)
+}
+
+fn remove_from_iptables(
+    iptables: &Iptables,
+    dry_run: bool,
+) -> Result<iptables::Change, iptables::Error> {
+    let nothing = tables(&FamilyRules::default());
+    if dry_run {
+        return Ok(iptables::diff(&nothing, &iptables.observe(&nothing)?));
+    }
+    iptables.ensure(&nothing)
 }
 
 /// Every iptables of this host that shall hold none of the rules.

@@ -34,6 +34,7 @@ use tokio::sync::{Notify, mpsc, watch};
 pub(crate) use self::annotations::Annotations;
 pub(crate) use self::api::ApiError;
 pub(crate) use self::connection::ConnectError;
+pub(crate) use self::memory::memory_file;
 
 use self::access::Access;
 use self::api::Api;

@@ -62,10 +62,14 @@ struct Read {
     peers: BTreeMap<String, BTreeMap<String, Box<RawValue>>>,
 }
 
+/// Returns where it is kept: beside the subnet file, which is lost with it when the machine boots.
+pub(crate) fn memory_file(subnet_file: &Path) -> PathBuf {
+    subnet_file.with_extension("leases.json")
+}
+
 impl Memory {
-    /// Beside the subnet file, which is lost with it when the machine boots.
     pub(super) fn beside(subnet_file: &Path) -> Self {
-        Self { path: subnet_file.with_extension("leases.json") }
+        Self { path: memory_file(subnet_file) }
     }
 
     /// Writes everything anew. Failures are told and do no other harm.
