@@ -274,9 +274,15 @@ fn host(attachment: &Attachment, netns: &Path, bridge: &Bridge, ips: &[Ip]) -> N
         state.sysctls.insert(route_localnet, "1".to_owned());
     }
     bandwidth::add_to(&mut state, attachment, veth, bridge.mtu, &bridge.limits);
-    // A pod must not configure the node.
-    for link in state.links.keys() {
-        state.sysctls.insert(Sysctl::ipv6(*link, "accept_ra"), "0".to_owned());
+    for (name, link) in &state.links {
+        let (parameter, value) = match link.port {
+            // A port speaks no IP itself. The routes of its link-local address are among those of
+            // all ports, where each takes the kernel longer than the one before.
+            Some(_) => ("addr_gen_mode", ADDR_GEN_MODE_NONE),
+            // A pod must not configure the node.
+            None => ("accept_ra", "0"),
+        };
+        state.sysctls.insert(Sysctl::ipv6(*name, parameter), value.to_owned());
     }
     state
 }
@@ -358,6 +364,13 @@ fn sandbox(
     let interface = Link { mac, mtu: bridge.mtu, up, ..Link::up(LinkKind::Veth(None)) };
     let if_name = attachment.if_name;
     let mut state = inside(if_name, interface, ips, routes);
+    let is_v4 = !ips.is_empty() && ips.iter().all(|ip| ip.address.is_ipv4());
+    if is_v4 && bridge.gateway == Gateway::Default {
+        // What a link-local address says to everybody each port of the bridge gets a copy of, eight
+        // times in the first seconds; all it could reach here is the node and other pods.
+        let mode = Sysctl::ipv6(if_name, "addr_gen_mode");
+        state.sysctls.insert(mode, ADDR_GEN_MODE_NONE.to_owned());
+    }
     if bridge.probed {
         let is_v6 = |address: &&Address| address.ip.is_ipv6();
         state.probed = state.addresses.iter().filter(is_v6).copied().collect();
@@ -421,6 +434,9 @@ pub fn host_mac(attachment: &Attachment) -> MacAddr {
     let [.., a, b, c, d, e, f] = digest(attachment);
     MacAddr::local([a, b, c, d, e, f])
 }
+
+/// The value of the parameter `addr_gen_mode` for no link-local address.
+const ADDR_GEN_MODE_NONE: &str = "1";
 
 fn loopback() -> LinkName {
     "lo".parse().expect("two letters are a name")

@@ -181,6 +181,11 @@ fn next(
         }
     }
     let previous = store.last_reserved(index);
+    // Mostly nobody has the next one, which is found out faster than who has all the others.
+    let next = set.choose(&BTreeSet::new(), previous);
+    if let Some(chosen) = next.filter(|(_, ip)| !store.is_taken(*ip)) {
+        return Ok(chosen);
+    }
     if let Some(chosen) = set.choose(&store.taken()?, previous) {
         return Ok(chosen);
     }

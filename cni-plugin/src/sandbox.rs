@@ -71,7 +71,7 @@ pub fn open_if_there(
 ///
 /// # Errors
 /// If the kernel does not let this process in.
-pub fn inside<T: Send>(netns: &Netns, work: impl FnOnce() -> T + Send) -> Result<T, SandboxError> {
+pub fn inside<T>(netns: &Netns, work: impl FnOnce() -> T) -> Result<T, SandboxError> {
     let entered = netns.run(work);
     entered.map_err(|source| SandboxError::Enter { path: netns.path().to_owned(), source })
 }

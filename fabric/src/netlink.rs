@@ -6,9 +6,11 @@
 mod apply;
 mod bridge;
 mod interfaces;
+mod joined;
 mod link_up;
 mod monitor;
 mod observe;
+mod parameters;
 mod peers;
 mod settled;
 mod shaping;
@@ -19,7 +21,7 @@ pub use bridge::ports;
 pub use interfaces::{
     DefaultRoute, Interface, InterfaceAddress, Inventory, Way, aliases, route_to,
 };
-pub use link_up::LinkMonitor;
+pub use link_up::wait_until_up;
 pub use observe::{Adopted, Routes, Scope, observe};
 pub use peers::{link_of_index, peer_of};
 pub use settled::{AddressMonitor, Settled};

@@ -5,7 +5,6 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::thread;
 
 use nix::sched::{CloneFlags, setns};
 use nix::sys::statfs::{FsType, fstatfs};
@@ -68,25 +67,37 @@ impl Netns {
     /// # Errors
     /// If `/proc` cannot be read.
     pub fn is_current(&self) -> io::Result<bool> {
-        let current = std::fs::metadata("/proc/thread-self/ns/net")?;
+        let current = std::fs::metadata(CURRENT)?;
         let this = self.file.metadata()?;
         Ok((current.dev(), current.ino()) == (this.dev(), this.ino()))
     }
 
-    /// Runs `work` inside the namespace, on a thread of its own: the calling thread never leaves
-    /// its namespace, whatever happens.
+    /// Runs `work` inside the namespace: the calling thread enters it and comes back. A thread of its
+    /// own for `work` would take longer than most of what is done here.
     ///
     /// # Errors
     /// If the kernel does not let the thread in (it takes `CAP_SYS_ADMIN`).
-    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> io::Result<T> {
-        let inside = || -> io::Result<T> {
-            setns(&self.file, CloneFlags::CLONE_NEWNET)?;
-            Ok(work())
-        };
-        thread::scope(|scope| match scope.spawn(inside).join() {
-            Ok(result) => result,
-            Err(panic) => std::panic::resume_unwind(panic),
-        })
+    ///
+    /// # Panics
+    /// If the thread cannot come back. It must not go on as if it were where it was before.
+    pub fn run<T>(&self, work: impl FnOnce() -> T) -> io::Result<T> {
+        let _guard = Inside { outside: File::open(CURRENT)? };
+        setns(&self.file, CloneFlags::CLONE_NEWNET)?;
+        Ok(work())
+    }
+}
+
+/// The namespace of the calling thread.
+const CURRENT: &str = "/proc/thread-self/ns/net";
+
+/// A thread that comes back when this is dropped, also when `work` panics.
+struct Inside {
+    outside: File,
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        setns(&self.outside, CloneFlags::CLONE_NEWNET).expect("who came from there may go back");
     }
 }
 

@@ -353,6 +353,21 @@ impl Sysctl {
         is_safe.then(|| Self(path.to_owned()))
     }
 
+    /// Returns `ipv4` or `ipv6`, the link and the name of a parameter that a link has.
+    pub fn of_link(&self) -> Option<(&str, LinkName, &str)> {
+        let mut parts = self.0.strip_prefix("net/")?.split('/');
+        let (family, conf, link, name) =
+            (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+        let is_of_link = conf == "conf" && !matches!(link, "all" | "default");
+        (is_of_link && parts.next().is_none()).then_some((family, link.parse().ok()?, name))
+    }
+
+    /// Whether it lets a link tell its neighbours of its addresses when it comes up or gets another
+    /// Ethernet address (`arp_notify`).
+    pub fn is_announcement(&self) -> bool {
+        self.of_link().is_some_and(|(_, _, name)| name == "arp_notify")
+    }
+
     /// Returns the path below `/proc/sys`.
     pub fn as_path(&self) -> &str {
         &self.0

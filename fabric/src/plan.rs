@@ -133,10 +133,13 @@ pub fn diff(desired: &NetState, observed: &NetState) -> Plan {
     diff.add_links(&mut ops);
     diff.change_links(&mut ops);
     diff.replace_vlans(&mut ops);
-    diff.set_sysctls(&mut ops);
+    diff.set_sysctls(|key| !key.is_announcement(), &mut ops);
     diff.set_offloads(&mut ops);
     diff.replace_addresses(&flushed, &mut ops);
     diff.bring_links_up(&mut ops);
+    // Not what comes up now: a new link has nothing to announce that anybody remembers otherwise, and
+    // every port of its bridge would get a copy.
+    diff.set_sysctls(Sysctl::is_announcement, &mut ops);
     diff.replace_neighbours(&mut ops);
     diff.replace_fdb_entries(&mut ops);
     diff.replace_routes(&flushed, &mut ops);
@@ -282,8 +285,8 @@ impl Diff<'_> {
         changes
     }
 
-    fn set_sysctls(&self, ops: &mut Vec<Op>) {
-        for (key, value) in &self.desired.sysctls {
+    fn set_sysctls(&self, wanted: impl Fn(&Sysctl) -> bool, ops: &mut Vec<Op>) {
+        for (key, value) in self.desired.sysctls.iter().filter(|(key, _)| wanted(key)) {
             // A new link starts with default parameters.
             if self.observed.sysctls.get(key) != Some(value) || !self.rebuilt.is_empty() {
                 ops.push(Op::SetSysctl(key.clone(), value.clone()));

@@ -11,8 +11,8 @@ use fabric::link_name::LinkName;
 use fabric::mac::MacAddr;
 use fabric::mtu::Mtu;
 use fabric::netlink::{
-    Adopted, Inventory, LinkMonitor, Report, Routes, Scope, Socket, apply, converge, observe,
-    route_to,
+    Adopted, Inventory, Report, Routes, Scope, Socket, apply, converge, observe, route_to,
+    wait_until_up,
 };
 use fabric::netns::{Netns, NetnsError};
 use fabric::netstate::{
@@ -338,7 +338,6 @@ fn a_pod_is_attached_with_its_interface_made_in_place() {
     sandboxed(|| {
         ip("netns add pod");
         let (host, inside) = pod("/run/netns/pod");
-        let monitor = LinkMonitor::open().unwrap();
         let mut socket = Socket::open().unwrap();
         let report = converge(&mut socket, &Scope::of(&host), &host).unwrap();
         assert!(report.failures.is_empty(), "{:?}", report.failures);
@@ -348,7 +347,7 @@ fn a_pod_is_attached_with_its_interface_made_in_place() {
             .unwrap();
         assert!(report.failures.is_empty(), "{:?}", report.failures);
         let patience = Duration::from_secs(5);
-        assert!(monitor.wait_until_up(&mut socket, name("veth01234567"), patience).unwrap());
+        assert!(wait_until_up(&mut socket, name("veth01234567"), patience).unwrap());
         ip("netns exec pod ping -c1 -W5 10.244.1.1");
         let again = diff(&host, &observe(&mut socket, &Scope::of(&host)).unwrap());
         assert_eq!(again.to_string(), "");

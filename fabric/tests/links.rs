@@ -11,9 +11,9 @@ use fabric::netlink::{Scope, Socket, apply, converge, observe};
 use fabric::netns::Netns;
 use fabric::netstate::{
     Address, Link, LinkKind, Macvlan, MacvlanMode, NetState, ROUTE_PROTOCOL, Route, RouteKey,
-    TokenBucket,
+    Sysctl, TokenBucket, VethPeer,
 };
-use fabric::plan::{Op, Plan, diff};
+use fabric::plan::{LinkChange, Op, Plan, diff};
 use flannel_tests::sandbox::sandboxed;
 
 fn name(name: &str) -> LinkName {
@@ -168,5 +168,101 @@ fn an_address_may_bring_no_route_and_a_route_its_source() {
         become_true(&mut Socket::open().unwrap(), &desired);
         assert_eq!(run("ip route"), "10.1.2.1 dev veth0 proto 199 scope link src 10.1.2.9 \n");
         assert!(!run("ip -6 route").contains("fd01::/64"));
+    });
+}
+
+/// Parameters that rtnetlink knows, each with a value that is not the kernel's default.
+const PARAMETERS: [(&str, &str); 6] = [
+    ("net/ipv4/conf/br0/arp_notify", "1"),
+    ("net/ipv4/conf/br0/route_localnet", "1"),
+    ("net/ipv6/conf/br0/accept_ra", "0"),
+    ("net/ipv6/conf/br0/addr_gen_mode", "1"),
+    ("net/ipv6/conf/br0/disable_ipv6", "1"),
+    ("net/ipv6/conf/br0/keep_addr_on_down", "1"),
+];
+
+#[test]
+fn parameters_of_links_are_what_proc_says() {
+    sandboxed(|| {
+        let sysctls =
+            PARAMETERS.map(|(key, value)| (Sysctl::of_network(key).unwrap(), value.to_owned()));
+        let desired = NetState {
+            links: [(name("br0"), Link::up(LinkKind::Bridge))].into(),
+            sysctls: sysctls.into(),
+            ..NetState::default()
+        };
+        let mut socket = Socket::open().unwrap();
+        let nothing = observe(&mut socket, &Scope::of(&desired)).unwrap();
+        assert_eq!(nothing, NetState::default());
+        run("ip link add br0 type bridge");
+        let before = observe(&mut socket, &Scope::of(&desired)).unwrap().sysctls;
+        let of_proc = |key: &str| {
+            let value = std::fs::read_to_string(format!("/proc/sys/{key}")).unwrap();
+            value.trim().to_owned()
+        };
+        for (key, value) in PARAMETERS {
+            let sysctl = Sysctl::of_network(key).unwrap();
+            assert_eq!(before[&sysctl], of_proc(key));
+            assert_ne!(before[&sysctl], value, "{key}");
+        }
+        become_true(&mut socket, &desired);
+        PARAMETERS.iter().for_each(|(key, value)| assert_eq!(of_proc(key), *value, "{key}"));
+    });
+}
+
+#[test]
+fn a_refused_change_does_not_stop_those_sent_together_with_it() {
+    sandboxed(|| {
+        run("ip link add br0 type bridge");
+        let set =
+            |key, value: &str| Op::SetSysctl(Sysctl::of_network(key).unwrap(), value.to_owned());
+        let ops = vec![
+            Op::SetLink(name("br0"), LinkChange::Alias("ours".to_owned())),
+            set("net/ipv6/conf/br0/addr_gen_mode", "77"),
+            set("net/ipv4/conf/br0/arp_notify", "1"),
+            Op::SetLink(name("br0"), LinkChange::Up),
+        ];
+        let failures = apply(&mut Socket::open().unwrap(), &Plan { ops });
+        let failed: Vec<_> = failures.iter().map(|failure| failure.op.to_string()).collect();
+        assert_eq!(failed, ["sysctl -w net/ipv6/conf/br0/addr_gen_mode=77"]);
+        assert_eq!(run("sysctl -n net.ipv4.conf.br0.arp_notify"), "1\n");
+        let link = run("ip -o link show br0");
+        assert!(link.contains("alias ours") && link.contains("UP"), "{link}");
+    });
+}
+
+#[test]
+fn a_pair_has_one_queue_for_each_direction() {
+    sandboxed(|| {
+        run("ip netns add pod");
+        let (peer, netns) = (name("eth0"), Some("/run/netns/pod".into()));
+        let peer = VethPeer { name: peer, netns, mac: None, mtu: None };
+        let link = Link::up(LinkKind::Veth(Some(peer)));
+        let links = [(name("veth0"), link)].into();
+        become_true(&mut Socket::open().unwrap(), &NetState { links, ..NetState::default() });
+        for end in ["ip -d link show veth0", "ip -n pod -d link show eth0"] {
+            let shown = run(end);
+            assert!(
+                shown.contains("numtxqueues 1 ") && shown.contains("numrxqueues 1 "),
+                "{shown}"
+            );
+        }
+    });
+}
+
+#[test]
+fn a_thread_comes_back_from_a_namespace_also_when_it_panics() {
+    sandboxed(|| {
+        run("ip netns add pod");
+        let netns = Netns::open("/run/netns/pod".as_ref()).unwrap();
+        assert!(netns.run(|| netns.is_current().unwrap()).unwrap());
+        assert!(!netns.is_current().unwrap());
+        let panicking =
+            std::panic::AssertUnwindSafe(|| netns.run(|| std::panic::resume_unwind(Box::new(()))));
+        std::panic::catch_unwind(|| {
+            let _never: std::io::Result<()> = panicking();
+        })
+        .unwrap_err();
+        assert!(!netns.is_current().unwrap());
     });
 }

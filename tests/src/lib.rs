@@ -40,3 +40,4 @@ pub mod traffic;
 
 pub mod snapshot;
 pub mod statistics;
+pub mod usage;

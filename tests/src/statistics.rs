@@ -25,7 +25,7 @@ impl Samples {
         self.0.get(rank.saturating_sub(1)).copied().unwrap_or_default()
     }
 
-    /// How many times as long the other takes, by the medians.
+    /// How many times as long as the other it takes, by the medians.
     pub fn ratio_to(&self, other: &Self) -> f64 {
         self.median().as_secs_f64() / other.median().as_secs_f64()
     }

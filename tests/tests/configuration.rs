@@ -14,8 +14,15 @@ use flannel_tests::wait;
 use serde_json::{Value, json};
 
 /// What is there for Kubernetes and systemd; the test `manifests` reads it.
-const MANIFESTS: [&str; 5] =
-    ["README.md", "kube-flannel.yml", "kustomization.yaml", "helm", "flanneld.service"];
+const MANIFESTS: [&str; 7] = [
+    "README.md",
+    "kube-flannel.yml",
+    "kustomization.yaml",
+    "helm",
+    "flanneld.service",
+    "Containerfile",
+    "image.sh",
+];
 
 fn samples() -> Vec<(String, String)> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config");
@@ -195,6 +202,11 @@ fn backend_that_is_unknown_or_misconfigured_ends_the_start_with_one_line() {
         for (network, words) in [
             (r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlam"}}"#, &["vxlam"][..]),
             (r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","VNI":"1"}}"#, &["VNI"]),
+            // It would run commands by a shell, which is not in the image.
+            (
+                r#"{"Network":"10.244.0.0/16","Backend":{"Type":"extension","SubnetAddCommand":"ip route add"}}"#,
+                &["extension", "want vxlan"],
+            ),
             (
                 r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","VNI":16777216}}"#,
                 &["VNI", "16777216"],

@@ -278,7 +278,8 @@ fn missing_permissions_are_named() {
         cluster.start(1);
         wait::until_true("it says what is missing", || {
             let log = cluster.flanneld(1).log();
-            log.contains("cannot annotate this node") && log.contains("nodes/status is forbidden")
+            log.contains("cannot annotate this node")
+                && log.contains(r#"cannot patch resource "nodes/status""#)
         });
         cluster.store().kube().allow_only(stock_rules());
         wait::until_true("it goes on by itself", || {

@@ -59,7 +59,7 @@ ip link set veth50419296 alias \"one/eth0/cbr0\"
 bridge link set dev veth50419296 hairpin on
 sysctl -w net/ipv4/ip_forward=1
 sysctl -w net/ipv6/conf/cni0/accept_ra=0
-sysctl -w net/ipv6/conf/veth50419296/accept_ra=0
+sysctl -w net/ipv6/conf/veth50419296/addr_gen_mode=1
 ip address replace 10.1.2.1/24 dev cni0
 ip link set cni0 up
 ip link set veth50419296 up
@@ -70,10 +70,11 @@ ip link set veth50419296 up
 #[test]
 fn the_stock_list_in_the_sandbox() {
     let expected = "\
-sysctl -w net/ipv4/conf/eth0/arp_notify=1
+sysctl -w net/ipv6/conf/eth0/addr_gen_mode=1
 ip address replace 10.1.2.5/24 dev eth0
 ip link set eth0 up
 ip link set lo up
+sysctl -w net/ipv4/conf/eth0/arp_notify=1
 ip route add 0.0.0.0/0 via 10.1.2.1 dev eth0 proto 199
 ip route add 10.1.0.0/16 via 10.1.2.1 dev eth0 proto 199
 ";
@@ -84,7 +85,6 @@ ip route add 10.1.0.0/16 via 10.1.2.1 dev eth0 proto 199
 fn ipv6_goes_the_same_way() {
     let desired = desired_with(&bridge(&[]), &dual_stack());
     let expected = "\
-sysctl -w net/ipv4/conf/eth0/arp_notify=1
 sysctl -w net/ipv6/conf/eth0/disable_ipv6=0
 sysctl -w net/ipv6/conf/eth0/keep_addr_on_down=1
 sysctl -w net/ipv6/conf/lo/disable_ipv6=0
@@ -92,6 +92,7 @@ ip address replace 10.1.2.5/24 dev eth0
 ip address replace fd00::5/64 dev eth0
 ip link set eth0 up
 ip link set lo up
+sysctl -w net/ipv4/conf/eth0/arp_notify=1
 ip route add 0.0.0.0/0 via 10.1.2.1 dev eth0 proto 199
 ip route add 10.1.0.0/16 via 10.1.2.1 dev eth0 proto 199
 ip route add ::/0 via fd00::1 dev eth0 proto 199
@@ -338,8 +339,8 @@ bridge vlan add vid 100 dev vethe8b62e5a pvid untagged
 sysctl -w net/ipv4/ip_forward=1
 sysctl -w net/ipv6/conf/cni0.100/accept_ra=0
 sysctl -w net/ipv6/conf/cni0/accept_ra=0
-sysctl -w net/ipv6/conf/veth50419296/accept_ra=0
-sysctl -w net/ipv6/conf/vethe8b62e5a/accept_ra=0
+sysctl -w net/ipv6/conf/veth50419296/addr_gen_mode=1
+sysctl -w net/ipv6/conf/vethe8b62e5a/addr_gen_mode=1
 ip address replace 10.1.2.1/24 dev cni0.100
 ip link set cni0 up
 ip link set cni0.100 up

@@ -5,7 +5,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use fabric::link_name::LinkName;
-use fabric::netlink::{self, AddressMonitor, LinkMonitor, NetlinkError, Settled, Socket, observe};
+use fabric::netlink::{
+    self, AddressMonitor, NetlinkError, Settled, Socket, observe, wait_until_up,
+};
 use fabric::netns::Netns;
 use fabric::netstate::{Link, NetState};
 use ipnetwork::IpNetwork;
@@ -144,7 +146,6 @@ fn connect(
     host: &mut Socket,
 ) -> Result<NetState, Error> {
     let veth = host_veth(attachment);
-    let monitor = LinkMonitor::open().map_err(KernelError::from)?;
     let check = |observed: &NetState| {
         check_ifb(attachment, observed)?;
         match check_host(veth, &desired.host, observed, bridge.force_address) {
@@ -178,11 +179,11 @@ fn connect(
         return Ok(before);
     }
     // Whatever is sent before would be lost, and ARP tries again only after a second.
-    if !monitor.wait_until_up(host, veth, PORT_PATIENCE)? {
+    if !wait_until_up(host, veth, PORT_PATIENCE)? {
         return Err(KernelError::PortDown(veth).into());
     }
     // A bridge that had no other port only starts now.
-    let _is_up = monitor.wait_until_up(host, bridge.name, BRIDGE_PATIENCE)?;
+    let _is_up = wait_until_up(host, bridge.name, BRIDGE_PATIENCE)?;
     if let Some(addresses) = addresses {
         wait_until_settled(attachment.if_name, &addresses, &mut inside)?;
     }

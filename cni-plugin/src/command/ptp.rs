@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use fabric::link_name::LinkName;
-use fabric::netlink::{LinkMonitor, Socket};
+use fabric::netlink::{Socket, wait_until_up};
 use fabric::netns::Netns;
 use fabric::netstate::NetState;
 
@@ -85,7 +85,6 @@ fn connect(
     host: &mut Socket,
 ) -> Result<(), Error> {
     let veth = host_veth(&call.attachment);
-    let monitor = LinkMonitor::open().map_err(KernelError::from)?;
     kernel::ensure(host, &desired.host, |observed| {
         check_host(veth, &desired.host, observed, false)
     })?;
@@ -93,7 +92,7 @@ fn connect(
         kernel::ensure(&mut Socket::open()?, &desired.sandbox, |_| Ok(()))
     })??;
     filter::ensure(&desired.filter)?;
-    if !monitor.wait_until_up(host, veth, add::PORT_PATIENCE)? {
+    if !wait_until_up(host, veth, add::PORT_PATIENCE)? {
         return Err(KernelError::PortDown(veth).into());
     }
     Ok(())

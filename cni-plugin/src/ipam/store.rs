@@ -183,6 +183,11 @@ impl LockedStore<'_> {
         self.store.taken_unlocked()
     }
 
+    /// Whether somebody has an address.
+    pub fn is_taken(&self, ip: IpAddr) -> bool {
+        self.file_of(ip).exists()
+    }
+
     /// Returns the addresses of an owner, also those reserved by old versions for its container.
     ///
     /// # Errors
@@ -207,8 +212,8 @@ impl LockedStore<'_> {
         owner: &Owner,
         set: usize,
     ) -> Result<Reservation, StoreError> {
-        let path = self.store.directory.join(ip.to_string());
-        if path.exists() {
+        let path = self.file_of(ip);
+        if self.is_taken(ip) {
             return Err(cannot("create", &path)(io::ErrorKind::AlreadyExists.into()));
         }
         // With the lock held, nobody else writes to this name or makes the other one.
@@ -300,6 +305,10 @@ impl LockedStore<'_> {
     /// Removes what a killed process had not finished.
     pub fn remove_leftover(&self) {
         let _there_is_mostly_none = remove(&self.temporary());
+    }
+
+    fn file_of(&self, ip: IpAddr) -> PathBuf {
+        self.store.directory.join(ip.to_string())
     }
 
     fn temporary(&self) -> PathBuf {

@@ -24,7 +24,7 @@ use netlink_packet_route::route::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::socket::{BATCH, Request, Socket};
-use super::{bridge, shaping};
+use super::{bridge, joined, parameters, shaping};
 use crate::link_name::LinkName;
 use crate::mac::MacAddr;
 use crate::netns::Netns;
@@ -62,7 +62,6 @@ pub fn apply(socket: &mut Socket, plan: &Plan) -> Vec<ApplyError> {
     let mut applier = Applier {
         indices: std::mem::take(&mut socket.indices),
         socket,
-        requests: Vec::new(),
         queued: Vec::new(),
         namespaces: Vec::new(),
         failures: Vec::new(),
@@ -73,38 +72,60 @@ pub fn apply(socket: &mut Socket, plan: &Plan) -> Vec<ApplyError> {
         }
     }
     applier.flush();
-    applier.failures
+    let Applier { socket, indices, failures, .. } = applier;
+    socket.indices = indices;
+    failures
 }
 
 struct Applier<'a> {
     socket: &'a mut Socket,
     /// Numbers of the links that were observed or asked for so far.
     indices: BTreeMap<LinkName, u32>,
-    /// Not sent yet.
-    requests: Vec<Request>,
-    /// The operations that the requests come from.
-    queued: Vec<&'a Op>,
+    /// Not sent yet, each with the operations that it comes from.
+    queued: Vec<(Request, Vec<&'a Op>)>,
     /// Namespaces that the requests refer to by descriptor.
     namespaces: Vec<Netns>,
     failures: Vec<ApplyError>,
 }
 
 impl<'a> Applier<'a> {
-    fn queue(&mut self, op: &'a Op) -> Result<(), io::Error> {
+    fn queue(&mut self, op: &'a Op) -> io::Result<()> {
+        let Some(request) = self.request(op)? else { return Ok(()) };
+        if let Op::AddLink(name, _) | Op::DelLink(name) = op {
+            self.indices.remove(name);
+        }
+        if let Some((last, ops)) = self.queued.last_mut()
+            && joined::join(last, &request)
+        {
+            ops.push(op);
+        } else {
+            self.queued.push((request, vec![op]));
+        }
+        if self.queued.len() == BATCH {
+            self.flush();
+        }
+        Ok(())
+    }
+
+    /// Returns how rtnetlink is asked for an operation. What it does not know is done at once.
+    fn request(&mut self, op: &Op) -> io::Result<Option<Request>> {
         let request = match op {
-            Op::SetSysctl(key, value) => {
-                // The link whose parameter it is may still be in the queue.
-                self.flush();
-                return sysctl::write(key, value);
-            }
+            Op::SetSysctl(key, value) => match parameters::setting(key, value) {
+                Some(request) => request,
+                None => {
+                    // The link whose parameter it is may still be in the queue.
+                    self.flush();
+                    return sysctl::write(key, value).map(|()| None);
+                }
+            },
             Op::SetTxChecksum(link, on) => {
                 self.flush();
-                return offload::set_tx_checksum(*link, *on);
+                return offload::set_tx_checksum(*link, *on).map(|()| None);
             }
             Op::AddLink(name, Link { kind: LinkKind::Tun, .. }) => {
                 // One of another kind may still be in the queue for removal.
                 self.flush();
-                return tun::create(*name);
+                return tun::create(*name).map(|()| None);
             }
             Op::AddLink(name, link) => self.add_link(*name, link)?,
             Op::AddLinkIn(netns, name, link) => self.add_link_in(netns, *name, link)?,
@@ -140,36 +161,46 @@ impl<'a> Applier<'a> {
             }
             Op::DelIngress(link) => shaping::del_ingress(self.index(*link)?),
         };
-        if let Op::AddLink(name, _) | Op::DelLink(name) = op {
-            self.indices.remove(name);
-        }
-        self.requests.push(request);
-        self.queued.push(op);
-        if self.queued.len() == BATCH {
-            self.flush();
-        }
-        Ok(())
+        Ok(Some(request))
     }
 
     fn flush(&mut self) {
-        let queued = std::mem::take(&mut self.queued);
-        let requests = std::mem::take(&mut self.requests);
+        let (requests, ops): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.queued).into_iter().unzip();
         if requests.is_empty() {
             return;
         }
         match self.socket.execute(requests) {
             Ok(results) => {
-                for (op, result) in queued.into_iter().zip(results) {
-                    if let Err(refusal) = result {
-                        self.fail(op, refusal.to_string(), &refusal.errno);
+                for (ops, result) in ops.into_iter().zip(results) {
+                    match (result, ops.as_slice()) {
+                        (Ok(()), _) => {}
+                        (Err(refusal), [op]) => {
+                            self.fail(op, refusal.to_string(), &refusal.errno);
+                        }
+                        (Err(_), ops) => ops.iter().for_each(|op| self.retry(op)),
                     }
                 }
             }
             Err(error) => {
-                queued.into_iter().for_each(|op| self.fail(op, error.to_string(), &error));
+                ops.into_iter().flatten().for_each(|op| self.fail(op, error.to_string(), &error));
             }
         }
         self.namespaces.clear();
+    }
+
+    /// Does one of several operations that went together: one refusal does not stop the others.
+    fn retry(&mut self, op: &Op) {
+        let result = self.request(op).and_then(|request| {
+            self.socket
+                .execute(request.into_iter().collect())
+                .map(|results| results.into_iter().next())
+        });
+        match result {
+            Ok(Some(Err(refusal))) => self.fail(op, refusal.to_string(), &refusal.errno),
+            Ok(Some(Ok(())) | None) => {}
+            Err(error) => self.fail(op, error.to_string(), &error),
+        }
     }
 
     fn fail(&mut self, op: &Op, reason: String, error: &io::Error) {
@@ -212,6 +243,7 @@ impl<'a> Applier<'a> {
                 vec![LinkInfo::Kind(InfoKind::MacVlan), LinkInfo::Data(data)]
             }
             LinkKind::Veth(Some(peer)) => {
+                attributes.extend(ONE_QUEUE);
                 let peer = InfoData::Veth(InfoVeth::Peer(self.peer(peer)?));
                 vec![LinkInfo::Kind(InfoKind::Veth), LinkInfo::Data(peer)]
             }
@@ -249,6 +281,7 @@ impl<'a> Applier<'a> {
     fn peer(&mut self, peer: &VethPeer) -> io::Result<LinkMessage> {
         let mut message = LinkMessage::default();
         message.attributes.push(LinkAttribute::IfName(peer.name.as_str().to_owned()));
+        message.attributes.extend(ONE_QUEUE);
         if let Some(netns) = &peer.netns {
             let namespace = Netns::open(netns).map_err(io::Error::other)?;
             message.attributes.push(LinkAttribute::NetNsFd(namespace.as_fd().as_raw_fd()));
@@ -318,6 +351,11 @@ impl<'a> Applier<'a> {
         Ok(request)
     }
 }
+
+/// The kernel uses one queue for each direction of a pair anyway. If not told so, it makes more and
+/// then waits for a grace period under its global network lock to give them up (`veth_init_queues`).
+const ONE_QUEUE: [LinkAttribute; 2] =
+    [LinkAttribute::NumTxQueues(1), LinkAttribute::NumRxQueues(1)];
 
 const fn flag(change: &LinkChange) -> Option<(LinkFlags, bool)> {
     match change {

@@ -19,7 +19,7 @@ use netlink_packet_route::route::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::socket::{NetlinkError, Socket};
-use super::{bridge, shaping};
+use super::{bridge, parameters, shaping};
 use crate::link_name::LinkName;
 use crate::mac::MacAddr;
 use crate::mtu::Mtu;
@@ -191,6 +191,7 @@ pub fn observe(socket: &mut Socket, scope: &Scope) -> Result<NetState, NetlinkEr
             names.insert(message.header.index, *name);
             let link = socket.decode_link(&message)?;
             state.links.insert(*name, link);
+            state.sysctls.extend(parameters_of(*name, scope, &message));
         }
     }
     if !scope.macs.is_empty() && scope.links.len() > state.links.len() {
@@ -240,11 +241,25 @@ pub fn observe(socket: &mut Socket, scope: &Scope) -> Result<NetState, NetlinkEr
         state.tx_checksum = state.links.keys().filter_map(value).collect();
     }
     for key in &scope.sysctls {
-        if let Ok(value) = sysctl::read(key) {
+        let is_known = state.sysctls.contains_key(key) || is_of_missing_link(key, scope, &state);
+        if let Some(value) = (!is_known).then(|| sysctl::read(key).ok()).flatten() {
             state.sysctls.insert(key.clone(), value);
         }
     }
     Ok(state)
+}
+
+/// What the message about a link says of the parameters in the scope.
+fn parameters_of(link: LinkName, scope: &Scope, message: &LinkMessage) -> Vec<(Sysctl, String)> {
+    let of_link = |key: &&Sysctl| key.of_link().is_some_and(|(_, name, _)| name == link);
+    let keys = scope.sysctls.iter().filter(of_link);
+    keys.filter_map(|key| Some((key.clone(), parameters::observed(key, message)?))).collect()
+}
+
+/// Whether there is no such parameter because there is no such link.
+fn is_of_missing_link(key: &Sysctl, scope: &Scope, state: &NetState) -> bool {
+    key.of_link()
+        .is_some_and(|(_, link, _)| scope.links.contains(&link) && !state.links.contains_key(&link))
 }
 
 impl Socket {

@@ -5,9 +5,11 @@
 //! Both are run in turns, in one sandbox, each for its own bridge, on namespaces made beforehand.
 //! The deletion of a veth pair by `ip` is measured with them: no DEL can be faster than the kernel.
 //!
-//! Then 250 pods are attached 16 at a time by either, and 1,000 to one bridge one after the other.
+//! Then 250 pods are attached 16 at a time by either, and 1,000 to one bridge one after the other:
+//! by the plugin, and by `ip -batch` with the same links, to see how much of it is the kernel's.
 //!
-//! `bench_cni [N]`, by default 200 attachments of each kind.
+//! `bench_cni [N] [PART]`, by default 200 attachments of each kind; the parts are `one`, `port`,
+//! `burst` and `crowd`, by default all of them.
 
 #![expect(clippy::print_stdout, reason = "a program for a terminal")]
 
@@ -41,12 +43,16 @@ const CROWD: usize = 1000;
 
 fn main() -> ExitCode {
     let wanted = std::env::args().nth(1).map(|n| n.parse::<usize>());
-    let Ok(count) = wanted.unwrap_or(Ok(200)) else {
-        println!("usage: bench_cni [N]");
+    let part = std::env::args().nth(2);
+    let is_part = part.as_deref().is_none_or(|part| PARTS.contains(&part));
+    let (Ok(count), true) = (wanted.unwrap_or(Ok(200)), is_part) else {
+        println!("usage: bench_cni [N] [{}]", PARTS.join("|"));
         return ExitCode::from(2);
     };
-    sandbox::main_in_sandbox(|| measure(count))
+    sandbox::main_in_sandbox(|| measure(count, part.as_deref()))
 }
+
+const PARTS: [&str; 4] = ["one", "port", "burst", "crowd"];
 
 /// One of the plugins that are compared.
 struct Contestant {
@@ -58,7 +64,8 @@ struct Contestant {
     del: Samples,
 }
 
-fn measure(count: usize) {
+fn measure(count: usize, part: Option<&str>) {
+    let wanted = |name| part.is_none_or(|part| part == name);
     let go = Path::new(GO_PLUGINS);
     for plugin in ["bridge", "host-local", "portmap"] {
         let path = go.join(plugin);
@@ -66,23 +73,31 @@ fn measure(count: usize) {
     }
     furnish();
     let (flannel, native) = (program::flannel(), runtime::stock_configuration(VERSION));
-    let ours = Contestant::new("flannel", vec![(flannel.clone(), native.clone())]);
     let go_flannel = program::find(GO_FLANNEL);
     let go_flannel = go_flannel.unwrap_or_else(|| panic!("{}", program::missing(GO_FLANNEL)));
     let chain = (go_flannel, go_configuration());
-    let theirs = Contestant::new("flannel > bridge > host-local (Go)", vec![chain.clone()]);
-    compare("an attachment", [ours, theirs], count);
-
-    let with_ports = (flannel.clone(), with_port(native.clone()));
-    let ours = Contestant::new("flannel", vec![with_ports]);
-    let portmap = json!({ "cniVersion": VERSION, "name": "go", "type": "portmap" });
-    let chain = vec![chain.clone(), (go.join("portmap"), with_port(portmap))];
-    let theirs = Contestant::new("the same + portmap (Go)", chain);
-    compare("an attachment with one host port", [ours, theirs], count);
-
-    let chain = (program::find(GO_FLANNEL).expect("it was there"), go_configuration());
-    bursts(&(flannel.clone(), native.clone()), &chain);
-    crowd(&(flannel, native));
+    let plugin = (flannel, native);
+    if wanted("one") {
+        let ours = Contestant::new("flannel", vec![plugin.clone()]);
+        let theirs = Contestant::new("flannel > bridge > host-local (Go)", vec![chain.clone()]);
+        compare("an attachment", [ours, theirs], count);
+    }
+    if wanted("port") {
+        let with_ports = (plugin.0.clone(), with_port(plugin.1.clone()));
+        let ours = Contestant::new("flannel", vec![with_ports]);
+        let portmap = json!({ "cniVersion": VERSION, "name": "go", "type": "portmap" });
+        let chain = vec![chain.clone(), (go.join("portmap"), with_port(portmap))];
+        let theirs = Contestant::new("the same + portmap (Go)", chain);
+        compare("an attachment with one host port", [ours, theirs], count);
+    }
+    if wanted("burst") {
+        bursts(&plugin, &chain);
+    }
+    if wanted("crowd") {
+        println!("{CROWD} attachments to one bridge; {}", machine());
+        crowd("flannel", |pod, _| run(Verb::Add, pod, &plugin).1, |pods| detach_all(pods, &plugin));
+        crowd("the same links by ip -batch", link_by_hand, unlink_all);
+    }
 }
 
 type Plugin = (PathBuf, Value);
@@ -120,14 +135,17 @@ fn bursts(ours: &Plugin, go: &Plugin) {
 }
 
 /// Attaches ever more to one bridge.
-fn crowd(plugin: &Plugin) {
+fn crowd(
+    label: &str,
+    attach: impl Fn(&Namespace, usize) -> Duration,
+    detach_all: impl FnOnce(&[Namespace]),
+) {
     const ENDS: usize = 20;
-    println!("{CROWD} attachments to one bridge; {}", machine());
     let (mut first, mut last) = (Samples::default(), Samples::default());
     let mut pods = Vec::new();
     for number in 0..CROWD {
         let pod = Namespace::create(&format!("crowd-{number}"));
-        let time = run(Verb::Add, &pod, plugin).1;
+        let time = attach(&pod, number);
         // The first of all makes the bridge.
         match number {
             1..=ENDS => first.push(time),
@@ -136,9 +154,45 @@ fn crowd(plugin: &Plugin) {
         }
         pods.push(pod);
     }
-    println!("  {:<36}{first}\n  {:<36}{last}", "the first", "the last");
-    println!("  {:<36}{:.2}\n", "ratio of the medians", first.ratio_to(&last));
-    detach_all(&pods, plugin);
+    println!("  {label}\n  {:<36}{first}\n  {:<36}{last}", "the first", "the last");
+    println!("  {:<36}{:.2}\n", "ratio of the medians", last.ratio_to(&first));
+    detach_all(&pods);
+}
+
+/// Makes with `ip` what an attachment is made of: no less can be had from the kernel.
+fn link_by_hand(pod: &Namespace, number: usize) -> Duration {
+    if number == 0 {
+        let bridge = "link add by-hand type bridge\nlink set by-hand up\n\
+                      address add 10.245.0.1/20 dev by-hand\n";
+        ip_batch(program::installed("ip"), bridge);
+    }
+    let (queue, name) = ("numtxqueues 1 numrxqueues 1", pod.name());
+    let outside = format!(
+        "link add hand{number} master by-hand {queue} type veth peer name eth0 netns {name} {queue}\n\
+         link set hand{number} alias {name} addrgenmode none type bridge_slave hairpin on\n\
+         link set hand{number} up\n"
+    );
+    let [high, low] = u16::try_from(number + 2).expect("a bridge has 1,024 ports").to_be_bytes();
+    let inside = format!(
+        "link set eth0 addrgenmode none\naddress add 10.245.{high}.{low}/20 dev eth0\n\
+         link set eth0 up\nroute add default via 10.245.0.1\n"
+    );
+    let start = Instant::now();
+    ip_batch(program::installed("ip"), &outside);
+    // With `-n`, `ip` would copy the mounts of all namespaces first.
+    ip_batch(pod.command("ip"), &inside);
+    start.elapsed()
+}
+
+fn ip_batch(mut ip: Command, commands: &str) {
+    ip.args(["-batch", "-"]);
+    let output = runtime::feed(&mut ip, commands);
+    assert!(output.status.success(), "{}", program::describe(&ip, &output));
+}
+
+fn unlink_all(pods: &[Namespace]) {
+    pods.iter().for_each(Namespace::delete);
+    ip_batch(program::installed("ip"), "link delete by-hand\n");
 }
 
 fn detach_all(pods: &[Namespace], plugin: &Plugin) {

@@ -30,7 +30,7 @@ pub(super) const TOKEN: &str = "administrator";
 /// What tokens of service accounts are signed with.
 pub const SIGNING_KEY: &str = "/run/service-accounts.key";
 /// Who the agents of nodes are: they may do what the deployed role says.
-const AGENT: &str = "flanneld";
+pub(super) const AGENT: &str = "flanneld";
 
 /// A program of Kubernetes, such as `kubelet`; `None` if tests shall do without.
 pub fn program(name: &str) -> Option<PathBuf> {

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::http::{self, Request, Stream};
 use super::objects::Patch;
+use super::real::AGENT;
 use super::{Fault, Server};
 
 /// Watches look for changes at least this often; a change wakes them at once.
@@ -85,7 +86,11 @@ fn admit(server: &Server, request: &Request) -> Result<(), (u16, String)> {
     if rules.iter().any(|(r, verbs)| *r == resource && verbs.iter().any(|v| v == verb)) {
         return Ok(());
     }
-    Err((403, format!("{resource} is forbidden: cannot {verb} resource \"{resource}\"")))
+    let what = resource.split('/').next().unwrap_or_default();
+    let message = format!(
+        "{what} is forbidden: User \"{AGENT}\" cannot {verb} resource \"{resource}\" in API group \"\""
+    );
+    Err((403, message))
 }
 
 /// The verb and the resource of a request, as rules name them.

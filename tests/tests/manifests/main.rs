@@ -82,6 +82,22 @@ fn the_chart_says_what_its_values_say() {
 }
 
 #[test]
+fn nothing_that_is_deployed_needs_a_shell() {
+    for manifest in [yaml::parse(&config("kube-flannel.yml")), chart::render(|_| {})] {
+        let pod = pod_spec(&manifest);
+        let containers = ["initContainers", "containers"].map(|kind| pod[kind].as_array().unwrap());
+        for container in containers.into_iter().flatten() {
+            let words = [&container["command"], &container["args"]].map(texts).concat();
+            let is_shell =
+                |word: &String| ["sh", "bash", "-c"].contains(&word.rsplit('/').next().unwrap());
+            assert!(!words.iter().any(is_shell), "{words:?}");
+        }
+        // The backend whose options are commands for one.
+        assert_ne!(network_config(&manifest)["Backend"]["Type"], "extension");
+    }
+}
+
+#[test]
 fn the_chart_leaves_out_what_is_not_wanted() {
     let manifest = chart::render(|values| {
         values["flannel"]["skipCNIConfigInstallation"] = json!(true);

@@ -59,6 +59,30 @@ fn a_pod_is_attached_and_detached() {
 }
 
 #[test]
+fn only_a_pod_with_ipv6_addresses_speaks_ipv6() {
+    sandboxed(|| {
+        node();
+        let one = Container::new("one");
+        one.add(&stock()).unwrap();
+        assert_eq!(one.sh("ip -6 address show dev eth0"), "");
+        assert_eq!(one.sh("sysctl -n net.ipv4.conf.eth0.arp_notify"), "1\n");
+
+        let ipv6 = "FLANNEL_IPV6_NETWORK=fd00::/48\nFLANNEL_IPV6_SUBNET=fd00::1/64\n";
+        write_subnet_file(&format!("{SUBNET_FILE}{ipv6}"));
+        let two = Container::new("two");
+        two.add(&stock()).unwrap();
+        let addresses = two.sh("ip -6 address show dev eth0");
+        assert!(addresses.contains("inet6 fd00::2/64"), "{addresses}");
+        assert!(addresses.contains("inet6 fe80::"), "{addresses}");
+        two.ping("fd00::1");
+        for port in sh("ip -o link show master cni0").lines() {
+            let port = port.split([':', '@']).nth(1).unwrap().trim();
+            assert_eq!(sh(&format!("ip -6 address show dev {port}")), "", "{port} is a port");
+        }
+    });
+}
+
+#[test]
 fn an_address_that_comes_back_is_reachable_at_once() {
     sandboxed(|| {
         write_subnet_file(&SUBNET_FILE.replace("10.1.2.1/24", "10.1.2.1/30"));

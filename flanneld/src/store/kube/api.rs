@@ -20,6 +20,9 @@ use super::node::{List, ListMetadata};
 
 /// A request that is not answered after this long will not be.
 const DEADLINE: Duration = Duration::from_secs(10);
+/// A list takes longer where there are many nodes and many who ask; the API server itself gives up
+/// after a minute (`--request-timeout` of kube-apiserver).
+const LIST_DEADLINE: Duration = Duration::from_secs(60);
 
 /// The way to the API server.
 pub(super) struct Api {
@@ -40,7 +43,7 @@ pub(crate) enum ApiError {
         #[source]
         source: ConnectError,
     },
-    #[error("cannot {attempt}: {server} did not answer within {DEADLINE:?}")]
+    #[error("cannot {attempt}: {server} did not answer in time")]
     Silent { attempt: &'static str, server: String },
     #[error("cannot {attempt}: the API server answered {status}: {message}{hint}")]
     Refused { attempt: &'static str, status: StatusCode, message: String, hint: &'static str },
@@ -100,7 +103,8 @@ impl Api {
     ) -> Result<ListMetadata, ApiError> {
         let undecodable = |source| ApiError::Undecodable { attempt, source };
         let cut_off = |reason: &str| ApiError::CutOff { attempt, reason: reason.to_owned() };
-        let (answer, sender) = self.send(attempt, (Method::GET, path, ""), Bytes::new()).await?;
+        let question = (Method::GET, path, "");
+        let (answer, sender) = self.send(attempt, question, Bytes::new(), LIST_DEADLINE).await?;
         let (mut body, mut items) = (answer.into_body(), Items::default());
         loop {
             let bytes = match timeout(DEADLINE, body.frame()).await {
@@ -134,7 +138,8 @@ impl Api {
 
     /// Begins to read a list of events that does not end soon.
     pub(super) async fn watch(&self, attempt: &'static str, path: &str) -> Result<Lines, ApiError> {
-        let (answer, sender) = self.send(attempt, (Method::GET, path, ""), Bytes::new()).await?;
+        let question = (Method::GET, path, "");
+        let (answer, sender) = self.send(attempt, question, Bytes::new(), DEADLINE).await?;
         let (body, buffer) = (answer.into_body(), Vec::new());
         Ok(Lines { attempt, body, buffer, _sender: sender })
     }
@@ -145,7 +150,7 @@ impl Api {
         what: (Method, &str, &str),
         body: Bytes,
     ) -> Result<T, ApiError> {
-        let (answer, sender) = self.send(attempt, what, body).await?;
+        let (answer, sender) = self.send(attempt, what, body, DEADLINE).await?;
         let bytes = self.whole(attempt, answer).await?;
         self.idle.replace(Some(sender));
         serde_json::from_slice(&bytes).map_err(|source| ApiError::Undecodable { attempt, source })
@@ -170,6 +175,7 @@ impl Api {
         attempt: &'static str,
         (method, path, kind): (Method, &str, &str),
         body: Bytes,
+        deadline: Duration,
     ) -> Result<(Response<Incoming>, Sender), ApiError> {
         let unreachable = |source| ApiError::Unreachable { attempt, server: self.server(), source };
         let request = || {
@@ -189,7 +195,7 @@ impl Api {
         };
         let mut sender = self.sender().await.map_err(unreachable)?;
         let request = request().map_err(unreachable)?;
-        let answer = match timeout(DEADLINE, sender.send_request(request)).await {
+        let answer = match timeout(deadline, sender.send_request(request)).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(error)) => return Err(unreachable(error.into())),
             Err(_elapsed) => return Err(ApiError::Silent { attempt, server: self.server() }),
