@@ -175,16 +175,20 @@ pub enum Hook {
     NatOutput,
     /// `type filter hook prerouting priority raw`, before addresses are translated back.
     FilterPrerouting,
+    /// `type filter hook output priority raw`, before anybody else sees what the node itself sends.
+    /// Unlike in a chain of type route, what is changed here does not change the route.
+    FilterOutput,
 }
 
 impl Hook {
     /// All of them.
-    pub(crate) const ALL: [Self; 5] = [
+    pub(crate) const ALL: [Self; 6] = [
         Self::FilterForward,
         Self::NatPostrouting,
         Self::NatPrerouting,
         Self::NatOutput,
         Self::FilterPrerouting,
+        Self::FilterOutput,
     ];
 }
 
@@ -291,6 +295,8 @@ pub enum Verdict {
     Drop,
     /// Send it to another address and port, which is of the family of the table.
     DestinationNat(SocketAddr),
+    /// Take these bits off its mark, and go on: `meta mark set meta mark & ~BITS`.
+    ClearMark(u32),
     /// Give it the address of the interface that it leaves by.
     Masquerade {
         /// Pick the source port at random, so that two CPUs do not race for one.

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
+use crate::mtu::Mtu;
 use crate::netstate::Sysctl;
 
 /// Returns the value, without the line end.
@@ -21,9 +22,10 @@ pub fn write(key: &Sysctl, value: &str) -> io::Result<()> {
     fs::write(path(key), value)
 }
 
-/// Whether the kernel has IPv6 at all; without it, there are no parameters for it either.
-pub fn has_ipv6() -> bool {
-    Path::new("/proc/sys/net/ipv6").exists()
+/// Whether links of this MTU have parameters of IPv6: a kernel without IPv6 has none, and others take
+/// it off links that cannot carry what RFC 8200 (section 5) demands.
+pub fn has_ipv6(mtu: Mtu) -> bool {
+    mtu.get() >= Mtu::MIN_IPV6 && Path::new("/proc/sys/net/ipv6").exists()
 }
 
 /// Whether parameters can only be read, as in a container without privileges (a read-only mount of

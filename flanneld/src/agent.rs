@@ -10,6 +10,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use fabric::netlink::Inventory;
 use fabric::subnet_file::SubnetFile;
 use ipnetwork::IpNetwork;
 use tokio::net::TcpListener;
@@ -22,6 +23,7 @@ use crate::cli::{InterfaceOptions, Options, StoreOptions};
 use crate::config::{ConfigError, NetworkConfig};
 use crate::external_interface::{self, ExternalInterface, NoInterface};
 use crate::family::{Family, PerFamily};
+use crate::former::Former;
 use crate::health::Readiness;
 use crate::kernel::{self, Kernel};
 use crate::lease::LeaseKey;
@@ -140,12 +142,14 @@ async fn serve(
     let families: Vec<_> = config.pools.families().collect();
     let facts = store.node().await;
     options.interface.prefer(&facts.addresses);
-    let interface = wait_for_interface(&options.interface, &families).await?;
+    let (interface, inventory) = wait_for_interface(&options.interface, &families).await?;
+    // What this node had before, as the file for the CNI plugin still says it.
+    let before = SubnetFile::read(&options.subnet_file).ok();
     let choices = Choices::of(facts.published);
     let setup = Setup::new(&config, &interface, &choices)?;
     let request = Request {
         pools: config.pools,
-        previous: previous_subnets(&options),
+        previous: before.as_ref().and_then(previous_subnets),
         attributes: setup.attributes.clone(),
     };
     warn_without_bridge_filter(setup.engine, families.iter().copied());
@@ -157,6 +161,7 @@ async fn serve(
         blackhole: options.blackhole_route,
         rules_interval: options.rules_interval,
         ip_masq: options.ip_masq,
+        former: before.map(|file| Former::find(&file, &inventory.interfaces)).unwrap_or_default(),
         subnet_file: options.subnet_file,
         kernel,
     };
@@ -205,11 +210,11 @@ async fn network_config<S: LeaseStore>(store: &S) -> NetworkConfig {
     retry::until_ok("read the network configuration", CONFIG_RETRY, read).await
 }
 
-/// Chooses the interface; while the machine boots, it may not be there yet.
+/// Chooses the interface among those of the host; while the machine boots, it may not be there yet.
 async fn wait_for_interface(
     options: &InterfaceOptions,
     families: &[Family],
-) -> Result<ExternalInterface, StartError> {
+) -> Result<(ExternalInterface, Inventory), StartError> {
     let start = Instant::now();
     let mut told = false;
     loop {
@@ -221,7 +226,7 @@ async fn wait_for_interface(
                     mtu = interface.mtu.get(),
                     "interface for the traffic between nodes chosen"
                 );
-                return Ok(interface);
+                return Ok((interface, inventory));
             }
             Err(none) if start.elapsed() > INTERFACE_PATIENCE => return Err(none.into()),
             Err(none) => {
@@ -234,9 +239,7 @@ async fn wait_for_interface(
     }
 }
 
-/// Returns what this node had before, as the file for the CNI plugin still says it.
-fn previous_subnets(options: &Options) -> Option<LeaseKey> {
-    let file = SubnetFile::read(&options.subnet_file).ok()?;
+fn previous_subnets(file: &SubnetFile) -> Option<LeaseKey> {
     let (ipv4, ipv6) = (file.subnet4.map(IpNetwork::V4), file.subnet6.map(IpNetwork::V6));
     LeaseKey::new(PerFamily { ipv4, ipv6 })
 }

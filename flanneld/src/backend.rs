@@ -38,6 +38,12 @@ pub(crate) trait Backend {
     /// Returns the link that the backend makes, if it makes one.
     fn device(&self) -> Option<LinkName>;
 
+    /// Returns the UDP port to which the kernel sends what it wraps, marks of the packet inside
+    /// included.
+    fn tunnel_port(&self) -> Option<u16> {
+        None
+    }
+
     /// Returns what belongs to the backend in the kernel.
     fn scope(&self, peers: &[Peer<'_>]) -> Scope;
 
@@ -126,6 +132,11 @@ impl Backends {
         self.by_family.values().filter_map(|backend| backend.device()).collect()
     }
 
+    /// Returns the UDP ports to which the kernel sends what it wraps.
+    pub(crate) fn tunnel_ports(&self) -> PerFamily<u16> {
+        PerFamily::from_fn(|family| self.by_family.get(family)?.tunnel_port())
+    }
+
     /// Returns what belongs to the backends in the kernel, for a node that holds `own`.
     pub(crate) fn scope(&self, own: &LeaseKey, leases: &[(&LeaseKey, &Attributes)]) -> Scope {
         let of = |family| {
@@ -155,6 +166,14 @@ impl Backends {
         }
         state
     }
+}
+
+/// Returns the tunnels of the kernel that these nodes may send to; they have the same names everywhere.
+pub(crate) fn tunnels_in_use(leases: &[(&LeaseKey, &Attributes)]) -> BTreeSet<LinkName> {
+    let of = |family| {
+        peers(family, leases).into_iter().filter_map(move |peer| vxlan::peer_device(family, &peer))
+    };
+    Family::ALL.into_iter().flat_map(of).collect()
 }
 
 fn peers<'a>(family: Family, leases: &[(&LeaseKey, &'a Attributes)]) -> Vec<Peer<'a>> {

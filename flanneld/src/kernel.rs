@@ -38,8 +38,10 @@ pub(crate) struct Outcome {
     pub(crate) operations: usize,
     /// What failed of those that concern this node.
     pub(crate) node_failures: Vec<String>,
-    /// What failed of the rest: of what concerns one peer each, and of clearing up.
-    pub(crate) other_failures: Vec<String>,
+    /// What failed of those that concern one peer each.
+    pub(crate) peer_failures: Vec<String>,
+    /// Rules of ours that could not be removed from where they are not wanted; they do no harm.
+    pub(crate) leftovers: Vec<String>,
     /// Whether the kernel does not tell when the rules change.
     pub(crate) rules_unwatched: bool,
 }
@@ -124,7 +126,7 @@ fn make_true(
             plan.ops.iter().for_each(|op| debug!("{op}"));
             let (of_peers, of_node): (Vec<_>, _) =
                 failures.iter().partition(|failure| failure.op.is_per_peer());
-            outcome.other_failures = texts(&of_peers);
+            outcome.peer_failures = texts(&of_peers);
             outcome.node_failures = texts(&of_node);
         }
         Err(error) => outcome.node_failures.push(chain(&error)),
@@ -143,7 +145,7 @@ fn make_rules_true(keeper: &mut RuleKeeper, wanted: &Wanted, outcome: &mut Outco
         Ok(operations) => {
             let (removed, failures) = keeper.clear_elsewhere(wanted.engine, &wanted.rules);
             outcome.operations += operations + removed;
-            outcome.other_failures.extend(failures.iter().map(|error| chain(error)));
+            outcome.leftovers.extend(failures.iter().map(|error| chain(error)));
         }
         Err(error) => outcome.node_failures.push(chain(&error)),
     }

@@ -17,6 +17,7 @@ mod cleanup;
 mod lease_command;
 
 mod agent;
+mod former;
 mod kernel;
 mod notifications;
 mod reconciler;

@@ -22,9 +22,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, interval_at, sleep_until};
 use tracing::{debug, error, info, warn};
 
-use crate::backend::{Backends, Reason};
+use crate::backend::{self, Backends, Reason};
 use crate::clock;
 use crate::errors::chain;
+use crate::former::Former;
 use crate::health::Readiness;
 use crate::kernel::{Kernel, Outcome, Wanted};
 use crate::lease::table::{LeaseTable, LeaseUpdate};
@@ -57,6 +58,8 @@ pub(crate) struct Node {
     pub(crate) rules_interval: Duration,
     /// What the subnet file says about masquerading.
     pub(crate) ip_masq: bool,
+    /// What is left of earlier configurations.
+    pub(crate) former: Former,
     pub(crate) subnet_file: PathBuf,
     pub(crate) kernel: Kernel,
 }
@@ -198,7 +201,9 @@ impl Reconciler {
 
     /// Takes another setup. Devices that it does not have stay as long as peers may send to them.
     fn change_to(&mut self, setup: Setup) {
-        let before = std::mem::replace(&mut self.node.setup, setup).backends;
+        let before = std::mem::replace(&mut self.node.setup, setup);
+        self.node.former.remember(before.networks.values().copied());
+        let before = before.backends;
         let devices = self.node.setup.backends.devices();
         if !before.devices().is_subset(&devices) {
             self.retiring = Some(before);
@@ -258,7 +263,9 @@ impl Reconciler {
         let leases: Vec<_> = self.table.peers(&own).collect();
         let start = Instant::now();
         let Setup { backends, networks, engine, attributes, .. } = &self.node.setup;
-        let mut scope = backends.scope(&own, &leases);
+        let in_use = || backend::tunnels_in_use(&leases);
+        let left = self.node.former.scope(&backends.devices(), in_use);
+        let mut scope = backends.scope(&own, &leases).join(left);
         let mut desired = backends.desired(&own, &leases);
         let remains = self.retiring.as_ref().map(|retiring| {
             scope = std::mem::take(&mut scope).join(retiring.scope(&own, &leases));
@@ -276,7 +283,7 @@ impl Reconciler {
             scope,
             state,
             engine: *engine,
-            rules: rules::desired(&self.node.rules, networks, &own),
+            rules: rules::desired(&self.node.rules, networks, &own, &backends.tunnel_ports()),
             forwarding: desired.forwarding,
         };
         let attributes = attributes.clone();
@@ -295,7 +302,7 @@ impl Reconciler {
             });
         }
         let achieved =
-            Readiness { node: written, peers: outcome.other_failures.is_empty(), busy_since: None };
+            Readiness { node: written, peers: outcome.peer_failures.is_empty(), busy_since: None };
         if retired && achieved.is_complete() {
             self.retiring = None;
         }
@@ -303,7 +310,7 @@ impl Reconciler {
             let before = std::mem::replace(ready, achieved);
             (before.node, before.peers) != (achieved.node, achieved.peers)
         });
-        achieved.is_complete()
+        achieved.is_complete() && outcome.leftovers.is_empty()
     }
 
     /// Tells the CNI plugin, once the node's own device and rules are there.
@@ -341,8 +348,8 @@ impl Reconciler {
         } else {
             debug!(peers, duration_ms, "kernel state is as it shall be");
         }
-        let failures = outcome.node_failures.iter().chain(&outcome.other_failures);
-        let failures: Vec<_> = failures.cloned().collect();
+        let failures = [&outcome.node_failures, &outcome.peer_failures, &outcome.leftovers];
+        let failures: Vec<_> = failures.into_iter().flatten().cloned().collect();
         for failure in failures.iter().filter(|failure| !self.failures.contains(failure)) {
             warn!("the kernel refused: {failure}");
         }

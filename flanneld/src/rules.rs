@@ -1,5 +1,6 @@
 //! The packet filter rules of a node, whichever engine they go into: what pods send out of the
-//! cluster gets the node's address, and forwarding from and to pods is accepted. Pure.
+//! cluster gets the node's address, forwarding from and to pods is accepted, and nobody masquerades
+//! the packets of a tunnel. Pure.
 
 pub(crate) mod engine;
 mod iptables;
@@ -8,7 +9,7 @@ pub(crate) mod notification;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use fabric::packet_filter::{Match, Rule, Verdict};
+use fabric::packet_filter::{Match, Rule, Transport, Verdict};
 use ipnetwork::IpNetwork;
 
 use crate::family::{Family, PerFamily};
@@ -40,26 +41,35 @@ pub(crate) struct FamilyRules {
     forward: Vec<Rule>,
     /// For what leaves the node, where it may be given another source.
     postrouting: Vec<Rule>,
+    /// For what the node itself sends.
+    output: Vec<Rule>,
 }
 
-/// Returns the rules for a node that has these subnets of these networks.
+/// Returns the rules for a node that has these subnets of these networks, and whose kernel sends to
+/// these UDP ports what it wraps.
 pub(crate) fn desired(
     options: &RuleOptions,
     networks: &PerFamily<IpNetwork>,
     subnets: &LeaseKey,
+    tunnels: &PerFamily<u16>,
 ) -> NodeRules {
     PerFamily::from_fn(|family| {
         let (network, subnet) = (*networks.get(family)?, subnets.subnet(family)?);
         let masquerade = options.masquerade.contains(&family);
-        let rules = FamilyRules {
+        let mut rules = FamilyRules {
             forward: if options.forward { forward(network) } else { Vec::new() },
             postrouting: if masquerade {
                 postrouting(options, network, subnet)
             } else {
                 Vec::new()
             },
+            output: Vec::new(),
         };
-        Some(rules).filter(|rules| *rules != FamilyRules::default())
+        if rules == FamilyRules::default() {
+            return None;
+        }
+        rules.output.extend(tunnels.get(family).map(|port| outer(*port)));
+        Some(rules)
     })
 }
 
@@ -93,6 +103,16 @@ fn postrouting(options: &RuleOptions, network: IpNetwork, subnet: IpNetwork) -> 
         masquerade(&[from(network, false), to(network, true)]),
     ]);
     rules
+}
+
+/// What is sent through a tunnel of the kernel keeps its mark when it is wrapped. Whoever masquerades
+/// what is marked, as kube-proxy does, would do so twice: the packet inside, and the one around it.
+fn outer(port: u16) -> Rule {
+    Rule {
+        matches: vec![Match::DestinationPort(Transport::Udp, port)],
+        verdict: Verdict::ClearMark(KUBE_PROXY_MARK),
+        comment: Some("flanneld tunnel".to_owned()),
+    }
 }
 
 fn masquerading(matches: &[Match], verdict: Verdict) -> Rule {

@@ -25,6 +25,7 @@ pub mod fault;
 pub mod http_proxy;
 pub mod kube_api;
 pub mod lease_lab;
+pub mod net_conf;
 pub mod node;
 pub mod partition;
 pub mod underlay;

@@ -41,17 +41,26 @@ impl RuleEngine {
     /// Everything of flannel that this engine holds on a node, in the engine's own words.
     pub fn listing(self, node: &Namespace) -> String {
         match self {
-            Self::Nftables => {
-                let tables = program::run(node.command("nft").args(["list", "tables"]));
-                let ours = tables.lines().filter(|table| table.contains(" flannel-ipv"));
-                let list =
-                    |table: &str| program::run(node.command("nft").arg(format!("list {table}")));
-                ours.map(list).collect()
-            }
+            Self::Nftables => own_tables(node),
             Self::IptablesNft => saved(node, "nft"),
             Self::IptablesLegacy => saved(node, "legacy"),
         }
     }
+}
+
+/// Our tables, out of one listing of all: they may be removed at any moment.
+fn own_tables(node: &Namespace) -> String {
+    let ruleset = program::run(node.command("nft").args(["list", "ruleset"]));
+    let (mut text, mut ours) = (String::new(), false);
+    for line in ruleset.lines() {
+        if line.starts_with("table ") {
+            ours = line.contains(" flannel-ipv");
+        }
+        if ours {
+            text.extend([line, "\n"]);
+        }
+    }
+    text
 }
 
 /// Chains and rules of both IP versions, without dates and without tables that flannel is not in.
@@ -60,7 +69,7 @@ fn saved(node: &Namespace, variant: &str) -> String {
     for program in ["iptables", "ip6tables"] {
         let save = format!("{program}-{variant}-save");
         let saved = program::run(&mut node.command(&save));
-        for table in ["filter", "nat"] {
+        for table in ["filter", "nat", "raw"] {
             let start = format!("*{table}\n");
             let rules = saved.split_once(&start).map_or("", |(_, rest)| rest);
             let rules = rules.split("COMMIT").next().unwrap_or_default();

@@ -16,7 +16,10 @@ pub fn of(node: &Node) -> Result<String, String> {
     let namespace = node.namespace();
     let links = namespace.try_ip("-oneline link show")?;
     let tunnels = namespace.try_ip("-details -oneline link show type vxlan")?;
-    let addresses = namespace.try_ip("-4 -oneline address show")?;
+    let addresses = namespace.try_ip("-oneline address show scope global")?;
+    if let Some(line) = addresses.lines().find(|line| line.contains(" tentative")) {
+        return Err(format!("not yet found to be unique: {line}"));
+    }
     let mut fdb = String::new();
     for link in tunnels.lines() {
         let name = without_index(link).split([':', '@']).next().unwrap_or_default();
@@ -28,6 +31,7 @@ pub fn of(node: &Node) -> Result<String, String> {
         sorted(tunnels.lines().map(without_index)),
         sorted(addresses.lines().map(without_index)),
         sorted(namespace.try_ip("-4 route show table all")?.lines()),
+        sorted(configured(&namespace.try_ip("-6 route show table all")?)),
         sorted(namespace.try_ip("neighbour show nud permanent")?.lines()),
         sorted(fdb.lines()),
         String::from_utf8_lossy(&rules.stdout).into_owned(),
@@ -55,10 +59,16 @@ fn sorted<'a>(lines: impl Iterator<Item = &'a str>) -> String {
     lines.join("\n")
 }
 
-/// Those parameters of the tunnel that flanneld sets.
+/// For each IPv6 address the kernel makes routes as it goes along.
+fn configured(routes: &str) -> impl Iterator<Item = &str> {
+    routes.lines().filter(|route| !route.contains(" proto kernel") && !route.contains(" proto ra"))
+}
+
+/// Those parameters of the tunnels that flanneld sets.
 fn parameters(node: &Node) -> String {
-    node.namespace().inside(|| {
-        let path = "/proc/sys/net/ipv6/conf/flannel.1/accept_ra";
-        fs::read_to_string(path).map_or_else(|_| String::new(), |value| format!("{path} {value}"))
-    })
+    let value = |device| {
+        let path = format!("/proc/sys/net/ipv6/conf/{device}/accept_ra");
+        fs::read_to_string(&path).map_or_else(|_| String::new(), |value| format!("{path} {value}"))
+    };
+    node.namespace().inside(move || ["flannel.1", "flannel-v6.1"].map(value).concat())
 }

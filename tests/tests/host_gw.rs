@@ -4,6 +4,7 @@ use flannel_tests::cluster::{Cluster, Store};
 use flannel_tests::pod;
 use flannel_tests::sandbox::sandboxed;
 use flannel_tests::traffic::{ping, tcp_stream};
+use flannel_tests::underlay::GATEWAY;
 use flannel_tests::wait;
 
 const NETWORK: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"host-gw"}}"#;
@@ -69,6 +70,36 @@ fn routes_come_back_and_those_of_vanished_nodes_go() {
         wait::until_true("the route of the lease that was deleted is gone", || {
             !node.ip("route show").contains(&to_second)
         });
+    });
+}
+
+#[test]
+fn peer_behind_a_router_is_left_out_and_named_until_it_is_on_the_network() {
+    sandboxed(|| {
+        let mut cluster = running(3, Store::Directory);
+        let subnet_of = |cluster: &Cluster, number: u8| {
+            let (key, _) = cluster.store().lease_of(cluster.node(number)).expect("a lease");
+            key.replace('-', "/")
+        };
+        let (far, near) = (subnet_of(&cluster, 2), subnet_of(&cluster, 3));
+        let (node, peer) = (cluster.node(1).clone(), cluster.node(2).address());
+        let exception = format!("{peer}/32 via {GATEWAY} dev eth0");
+        node.ip(&format!("route add {exception}"));
+        wait::until("the route to the peer goes", || {
+            let routes = node.ip("route show proto 199");
+            if routes.contains(&far) { Err(routes) } else { Ok(()) }
+        });
+        assert!(node.ip("route show proto 199").contains(&near), "the other peer stays");
+        let log = cluster.flanneld(1).log();
+        let reason = format!("its public address {peer} is behind a router");
+        assert!(log.contains("a peer is left out") && log.contains(&reason), "{log}");
+        node.ip(&format!("route delete {exception}"));
+        wait::until("the route is back", || {
+            let routes = node.ip("route show proto 199");
+            if routes.contains(&far) { Ok(()) } else { Err(routes) }
+        });
+        let log = cluster.flanneld(1).log();
+        assert!(!log.contains("the kernel refused"), "{log}");
     });
 }
 

@@ -5,9 +5,9 @@
 
 use std::fs;
 use std::net::IpAddr;
-use std::time::Instant;
 
 use flannel_tests::cluster::{Cluster, Store, subnets};
+use flannel_tests::net_conf::{Stack, network};
 use flannel_tests::node::Node;
 use flannel_tests::pod::{self, Pod};
 use flannel_tests::program;
@@ -17,18 +17,6 @@ use flannel_tests::wait;
 
 /// What each TCP stream carries.
 const STREAM_LEN: usize = 1 << 20;
-
-/// A network configuration of both families, of IPv4 or of IPv6.
-fn network(families: &str, backend: &str) -> String {
-    let ipv4 = r#""Network":"10.244.0.0/16""#;
-    let ipv6 = r#""EnableIPv6":true,"IPv6Network":"2001:db8:42::/56""#;
-    let networks = match families {
-        "both" => format!("{ipv4},{ipv6}"),
-        "IPv4" => ipv4.to_owned(),
-        _ => format!(r#""EnableIPv4":false,{ipv6}"#),
-    };
-    format!(r#"{{{networks},"Backend":{{"Type":"{backend}"}}}}"#)
-}
 
 /// Key and value of a node's lease.
 fn lease(cluster: &Cluster, number: u8) -> (String, String) {
@@ -53,7 +41,7 @@ fn trimmed(text: &str) -> Vec<String> {
 #[test]
 fn a_node_has_a_device_and_three_entries_for_each_peer() {
     sandboxed(|| {
-        let cluster = Cluster::running_with(2, Store::Etcd, &network("both", "vxlan"));
+        let cluster = Cluster::running_with(2, Store::Etcd, &network(Stack::Dual, "vxlan"));
         let (node, peer) = (cluster.node(1), cluster.node(2));
         let ((own, _), (key, _)) = (lease(&cluster, 1), lease(&cluster, 2));
         let (base, peer_mac) = (base6(&key), mac(peer, "flannel-v6.1"));
@@ -84,7 +72,7 @@ fn a_node_has_a_device_and_three_entries_for_each_peer() {
 #[test]
 fn leases_and_subnet_files_are_those_that_flannel_writes() {
     sandboxed(|| {
-        let mut cluster = Cluster::running_with(1, Store::Etcd, &network("both", "vxlan"));
+        let mut cluster = Cluster::running_with(1, Store::Etcd, &network(Stack::Dual, "vxlan"));
         let node = cluster.node(1).clone();
         let (key, value) = lease(&cluster, 1);
         let [mac4, mac6] = ["flannel.1", "flannel-v6.1"].map(|device| mac(&node, device));
@@ -115,7 +103,7 @@ fn leases_and_subnet_files_are_those_that_flannel_writes() {
 
         // Without IPv4, the node is known by its other address, and keeps its subnet.
         cluster.stop(1);
-        cluster.store().configure(&network("IPv6", "vxlan"));
+        cluster.store().configure(&network(Stack::Ipv6, "vxlan"));
         cluster.start(1);
         wait::until_true("the lease is one of IPv6", || lease(&cluster, 1).0 != key);
         let (key, value) = lease(&cluster, 1);
@@ -148,13 +136,13 @@ fn ipv6_is_switched_on_and_off_without_losing_the_ipv4_subnet_in_a_directory() {
 }
 
 fn switched_on_and_off(store: Store) {
-    let mut cluster = Cluster::running_with(2, store, &network("IPv4", "vxlan"));
+    let mut cluster = Cluster::running_with(2, store, &network(Stack::Ipv4, "vxlan"));
     let before = [lease(&cluster, 1).0, lease(&cluster, 2).0];
     let pods = pod::attach_to_each(cluster.nodes(), 1);
     let (from, to) = (&pods[0], &pods[1]);
     let flow = Flow::start(from.namespace(), to.namespace(), to.address(), 1000).unwrap();
 
-    restart_with(&mut cluster, &network("both", "vxlan"));
+    restart_with(&mut cluster, &network(Stack::Dual, "vxlan"));
     for (number, before) in [1, 2].into_iter().zip(&before) {
         let (key, _) = lease(&cluster, number);
         assert_eq!(key.split('&').next(), Some(&**before), "the IPv4 subnet is kept");
@@ -173,7 +161,7 @@ fn switched_on_and_off(store: Store) {
         }
     }
 
-    restart_with(&mut cluster, &network("IPv4", "vxlan"));
+    restart_with(&mut cluster, &network(Stack::Ipv4, "vxlan"));
     assert_eq!([lease(&cluster, 1).0, lease(&cluster, 2).0], before);
     assert_eq!(cluster.store().leases().len(), 2);
     let rules = program::run(cluster.node(1).namespace().command("nft").args(["list", "tables"]));
@@ -185,12 +173,28 @@ fn switched_on_and_off(store: Store) {
     assert_eq!(report.lost(), 0, "{report}");
 }
 
+#[test]
+fn plain_routes_of_a_family_that_is_switched_off_are_removed() {
+    sandboxed(|| {
+        let mut cluster =
+            Cluster::running_with(2, Store::Directory, &network(Stack::Dual, "host-gw"));
+        for (stack, gone, kept) in [(Stack::Ipv4, "-6", "-4"), (Stack::Ipv6, "-4", "-6")] {
+            restart_with(&mut cluster, &network(stack, "host-gw"));
+            for node in cluster.nodes() {
+                let routes = |family| node.ip(&format!("{family} route show proto 199"));
+                assert_eq!(routes(gone), "", "{stack:?}");
+                assert_eq!(routes(kept).lines().count(), 1, "{stack:?}: {}", routes(kept));
+            }
+            restart_with(&mut cluster, &network(Stack::Dual, "host-gw"));
+        }
+    });
+}
+
 /// One node after the other, as a rolling update does it.
 fn restart_with(cluster: &mut Cluster, network: &str) {
     cluster.store().configure(network);
     for number in [1, 2] {
         cluster.stop(number);
-        fs::remove_file(cluster.node(number).directory("/run/flannel/subnet.env")).unwrap();
         cluster.start(number);
         cluster.wait_until_ready(number);
     }
@@ -199,23 +203,28 @@ fn restart_with(cluster: &mut Cluster, network: &str) {
 
 #[test]
 fn full_sized_segments_pass_over_vxlan_with_an_underlay_of_1500_bytes() {
-    sandboxed(|| full_sized_segments_pass("both", "vxlan", 1500, 1430));
+    sandboxed(|| full_sized_segments_pass(Stack::Dual, "vxlan", 1500, 1430));
 }
 
 #[test]
 fn full_sized_segments_pass_over_vxlan_with_the_smallest_underlay_that_can_carry_ipv6() {
-    sandboxed(|| full_sized_segments_pass("IPv6", "vxlan", 1350, 1280));
+    sandboxed(|| full_sized_segments_pass(Stack::Ipv6, "vxlan", 1350, 1280));
+}
+
+#[test]
+fn full_sized_segments_of_ipv4_pass_over_vxlan_with_an_underlay_of_1280_bytes() {
+    sandboxed(|| full_sized_segments_pass(Stack::Ipv4, "vxlan", 1280, 1230));
 }
 
 #[test]
 fn full_sized_segments_pass_over_plain_routes_with_an_underlay_of_1280_bytes() {
-    sandboxed(|| full_sized_segments_pass("both", "host-gw", 1280, 1280));
+    sandboxed(|| full_sized_segments_pass(Stack::Dual, "host-gw", 1280, 1280));
 }
 
-fn full_sized_segments_pass(families: &str, backend: &str, underlay: u32, pod_mtu: u32) {
+fn full_sized_segments_pass(stack: Stack, backend: &str, underlay: u32, pod_mtu: u32) {
     let mut cluster = Cluster::unconfigured(2, Store::Directory);
     cluster.nodes().iter().for_each(|node| cluster.underlay().set_mtu(node.namespace(), underlay));
-    cluster.store().configure(&network(families, backend));
+    cluster.store().configure(&network(stack, backend));
     cluster.start_all();
     let pods = pod::attach_to_each(cluster.nodes(), 1);
     for (from, to) in pod::pairs(&pods) {
@@ -241,7 +250,7 @@ fn an_underlay_that_leaves_ipv6_no_room_is_refused_with_the_size_that_does() {
     sandboxed(|| {
         let mut cluster = Cluster::unconfigured(1, Store::Directory);
         cluster.underlay().set_mtu(cluster.node(1).namespace(), 1280);
-        cluster.store().configure(&network("both", "vxlan"));
+        cluster.store().configure(&network(Stack::Dual, "vxlan"));
         cluster.start(1);
         let flanneld = cluster.flanneld(1);
         assert_eq!(flanneld.wait().code(), Some(1));
@@ -265,76 +274,11 @@ fn nodes_that_start_at_the_same_time_share_out_the_last_ipv6_subnets() {
     });
 }
 
-/// What happens behind flanneld's back, as arguments of `ip -6` or, with two words, of others.
-const FAULTS: [(&str, &str); 8] = [
-    ("device deleted", "ip link delete flannel-v6.1"),
-    ("device down", "ip link set flannel-v6.1 down"),
-    ("address lost", "ip -6 address flush dev flannel-v6.1 scope global"),
-    ("routes purged", "ip -6 route flush proto 199"),
-    ("neighbours purged", "ip -6 neighbour flush dev flannel-v6.1 nud permanent"),
-    ("rules flushed", "nft flush ruleset"),
-    ("MTU changed", "ip link set flannel-v6.1 mtu 1300"),
-    ("underlay down and up", "ip link set eth0 down"),
-];
-
-#[test]
-fn whatever_of_ipv6_is_lost_comes_back() {
-    sandboxed(|| {
-        let cluster = Cluster::running_with(2, Store::Directory, &network("both", "vxlan"));
-        let pods = pod::attach_to_each(cluster.nodes(), 1);
-        let to = pods[1].addresses().find(IpAddr::is_ipv6).unwrap();
-        let flow = Flow::start(pods[0].namespace(), pods[1].namespace(), to, 200).unwrap();
-        let node = cluster.node(1);
-        let state = || -> Result<Vec<String>, String> {
-            let namespace = node.namespace();
-            let nft = namespace.command("nft").args(["list", "tables"]).output();
-            Ok(vec![
-                namespace.try_ip("-6 -oneline address show dev flannel-v6.1 scope global")?,
-                namespace.try_ip("-6 route show proto 199")?,
-                namespace.try_ip("-6 neighbour show dev flannel-v6.1 nud permanent")?,
-                namespace.try_bridge("fdb show dev flannel-v6.1")?,
-                namespace.try_ip("-brief link show dev flannel-v6.1")?.contains(",UP").to_string(),
-                namespace.try_ip("link show dev flannel-v6.1")?.contains("mtu 1430").to_string(),
-                String::from_utf8(nft.unwrap().stdout).unwrap(),
-            ])
-            .map(|parts| parts.iter().map(|part| without_index(part)).collect())
-        };
-        let wanted = state().unwrap();
-        for (name, command) in FAULTS {
-            let (program, arguments) = command.split_once(' ').unwrap();
-            program::run(node.namespace().command(program).args(arguments.split(' ')));
-            if name == "underlay down and up" {
-                // With the interface, its IPv6 addresses and routes go.
-                node.ip("link set eth0 up");
-                node.ip(&format!("address replace {}/64 dev eth0 nodad", node.address6()));
-                node.ip("route replace default via 198.51.100.254");
-            }
-            let start = Instant::now();
-            wait::until(&format!("{name}: it is as it was"), || match state() {
-                Ok(state) if state == wanted => Ok(()),
-                other => Err(format!("{other:?}\nwanted {wanted:?}")),
-            });
-            let count = flow.received();
-            wait::until_true("the flow goes on", || flow.received() > count + 20);
-            println!("{name:<25} healed in {:.0?}", start.elapsed());
-        }
-        println!("{}", flow.finish().unwrap());
-    });
-}
-
-/// Without the number that a link made anew does not keep.
-fn without_index(text: &str) -> String {
-    match text.split_once(": ") {
-        Some((index, rest)) if index.parse::<u32>().is_ok() => rest.to_owned(),
-        _ => text.to_owned(),
-    }
-}
-
 #[test]
 fn what_flannel_made_for_ipv6_is_taken_over_without_losing_a_packet() {
     sandboxed(|| {
         let mut cluster = Cluster::unconfigured(2, Store::Directory);
-        cluster.store().configure(&network("both", "vxlan"));
+        cluster.store().configure(&network(Stack::Dual, "vxlan"));
         let mac = |family: u8, n: u8| format!("c6:d2:32:6f:{family:02x}:{n:02x}");
         for node in cluster.nodes() {
             let (n, ip4, ip6) = (node.number(), node.address(), node.address6());
@@ -411,7 +355,7 @@ fn what_flannel_made_for_ipv6_is_taken_over_without_losing_a_packet() {
 #[test]
 fn a_new_ipv6_address_is_published_under_the_same_key() {
     sandboxed(|| {
-        let cluster = Cluster::running_with(2, Store::Directory, &network("IPv6", "vxlan"));
+        let cluster = Cluster::running_with(2, Store::Directory, &network(Stack::Ipv6, "vxlan"));
         let keys: Vec<_> = cluster.store().leases().into_keys().collect();
         let pods = pod::attach_to_each(cluster.nodes(), 1);
         let to = pods[1].addresses().next().unwrap();
@@ -431,7 +375,7 @@ fn a_new_ipv6_address_is_published_under_the_same_key() {
 fn an_interface_is_found_by_an_ipv6_address_and_by_a_route_over_several() {
     sandboxed(|| {
         let mut cluster = Cluster::unconfigured(2, Store::Directory);
-        cluster.store().configure(&network("both", "vxlan"));
+        cluster.store().configure(&network(Stack::Dual, "vxlan"));
         let node = cluster.node(2);
         node.ip("link add eth1 type veth peer name eth1-peer");
         node.ip("link set eth1 up");

@@ -5,11 +5,13 @@
 use std::os::unix::fs::PermissionsExt as _;
 
 use flannel_tests::cluster::{Cluster, ETCD_PREFIX, Store};
+use flannel_tests::net_conf::{Stack, network_with};
 use flannel_tests::node::Node;
 use flannel_tests::program;
 use flannel_tests::rule_engine::RuleEngine;
 use flannel_tests::sandbox::sandboxed;
 use flannel_tests::underlay::GATEWAY;
+use flannel_tests::wait;
 
 /// A day, in seconds.
 const LEASE_TTL_SECS: i64 = 86_400;
@@ -193,6 +195,11 @@ fn packet_filter_holds_upstreams_rules_and_nothing_else() {
                     ip saddr 10.244.0.0/16 ip daddr != 224.0.0.0/4 masquerade fully-random
                     ip saddr != 10.244.0.0/16 ip daddr 10.244.0.0/16 masquerade fully-random
                 }}
+
+                chain output {{
+                    type filter hook output priority raw; policy accept;
+                    udp dport 8472 meta mark set meta mark & 0xffffbfff
+                }}
             }}"
         );
         let lines = |text: &str| -> Vec<String> {
@@ -269,6 +276,30 @@ fn without_masquerading_there_are_only_forward_rules() {
             cluster.wait_until_ready(1);
             assert_eq!(listing(&cluster), "");
             cluster.stop(1);
+        }
+    });
+}
+
+#[test]
+fn checksums_stay_switched_off_when_the_device_is_made_anew() {
+    sandboxed(|| {
+        let network = network_with(Stack::Dual, r#""Type":"vxlan","TxChecksum":"off""#);
+        let cluster = Cluster::running_with(1, Store::Directory, &network);
+        let node = cluster.node(1);
+        for device in ["flannel.1", "flannel-v6.1"] {
+            let off = || {
+                let mut ethtool = node.installed("ethtool");
+                let features = program::outcome(ethtool.args(["-k", device]));
+                let features = String::from_utf8_lossy(&features.stdout).into_owned();
+                let off = features.contains("tx-checksum-ip-generic: off");
+                if off { Ok(()) } else { Err(features) }
+            };
+            off().unwrap();
+            node.ip(&format!("link delete {device}"));
+            wait::until("the new device has them off", off);
+            program::run(node.installed("ethtool").args(["-K", device, "tx", "on"]));
+            node.ip(&format!("address flush dev {device}"));
+            wait::until("they are switched off again with the next comparison", off);
         }
     });
 }

@@ -5,6 +5,7 @@
 use std::time::{Duration, Instant};
 
 use flannel_tests::cluster::{Cluster, Store};
+use flannel_tests::net_conf::{Stack, network_with};
 use flannel_tests::node::Node;
 use flannel_tests::pod;
 use flannel_tests::sandbox::sandboxed;
@@ -13,14 +14,11 @@ use flannel_tests::wait;
 
 /// The configuration with these options of the backend.
 fn network(backend: &str) -> String {
-    format!(r#"{{"Network":"10.244.0.0/16","Backend":{{{backend}}}}}"#)
+    network_with(Stack::Ipv4, backend)
 }
 
 fn running(size: u8, store: Store, backend: &str) -> Cluster {
-    let mut cluster = Cluster::unconfigured(size, store);
-    cluster.store().configure(&network(backend));
-    cluster.start_all();
-    cluster
+    Cluster::running_with(size, store, &network(backend))
 }
 
 /// Waits until every node shows what is wanted, and says how long that took.
@@ -151,6 +149,65 @@ fn cluster_changes_from_vxlan_to_host_gw_and_back_without_losing_a_packet() {
         let leases = cluster.store().leases();
         assert!(leases.values().all(|lease| lease.contains(r#""BackendType":"vxlan""#)));
         assert_eq!(leases.into_keys().collect::<Vec<_>>(), keys, "every node kept its subnet");
+    });
+}
+
+#[test]
+fn another_identifier_or_port_of_the_tunnel_is_taken_by_every_node() {
+    sandboxed(|| {
+        let cluster = running(3, Store::Etcd, r#""Type":"vxlan""#);
+        let pods = pod::attach_to_each(cluster.nodes(), 1);
+        let keys: Vec<_> = cluster.store().leases().into_keys().collect();
+        for (options, device, port) in [
+            (r#""Type":"vxlan","VNI":7"#, "flannel.7", "dstport 8472"),
+            (r#""Type":"vxlan","VNI":7,"Port":4789"#, "flannel.7", "dstport 4789"),
+            (r#""Type":"vxlan""#, "flannel.1", "dstport 8472"),
+        ] {
+            cluster.store().configure(&network(options));
+            on_every_node(&cluster, options, |node| {
+                let links = node.ip("-details -oneline link show type vxlan");
+                if links.lines().count() != 1 {
+                    return Err(links);
+                }
+                shows(links.clone(), &format!(" {device}: "))?;
+                shows(links, port)?;
+                let routes = node.ip("route show proto 199");
+                let all = routes.matches(&format!("dev {device} ")).count() == 2;
+                if all { Ok(()) } else { Err(routes) }
+            });
+            for (from, to) in pod::pairs(&pods) {
+                ping(from.namespace(), to.address()).unwrap();
+            }
+        }
+        assert_eq!(cluster.store().leases().into_keys().collect::<Vec<_>>(), keys);
+    });
+}
+
+#[test]
+fn tunnel_goes_with_its_last_peer_although_the_node_restarted_in_the_middle_of_the_change() {
+    sandboxed(|| {
+        let mut cluster = running(2, Store::Directory, r#""Type":"vxlan""#);
+        let pods = pod::attach_to_each(cluster.nodes(), 1);
+        // One that does not hear of the change.
+        cluster.kill(2);
+        cluster.store().configure(&network(r#""Type":"host-gw""#));
+        let node = cluster.node(1).clone();
+        wait::until("the node publishes its new backend", || {
+            let (_, lease) = cluster.store().lease_of(&node).unwrap();
+            shows(lease, r#""BackendType":"host-gw""#)
+        });
+        cluster.kill(1);
+        cluster.start(1);
+        cluster.wait_until_ready(1);
+        let tunnels = node.ip("link show type vxlan");
+        assert!(tunnels.contains("flannel.1"), "the other still sends through it: {tunnels}");
+        ping(pods[1].namespace(), pods[0].address()).unwrap();
+        cluster.start(2);
+        on_every_node(&cluster, "no tunnel", |node| {
+            let tunnels = node.ip("link show type vxlan");
+            if tunnels.is_empty() { Ok(()) } else { Err(tunnels) }
+        });
+        ping(pods[0].namespace(), pods[1].address()).unwrap();
     });
 }
 

@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests are tests")]
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use flannel_tests::cluster::{Cluster, Store};
 use flannel_tests::pod::{self, Pod};
@@ -116,6 +116,51 @@ fn peer_with_a_new_mac_leaves_no_old_entry() {
         for (from, to) in pod::pairs(&pods) {
             ping(from.namespace(), to.address()).unwrap();
         }
+    });
+}
+
+#[test]
+fn peer_that_cannot_be_programmed_delays_no_other_and_is_tried_again() {
+    sandboxed(|| {
+        let mut cluster = Cluster::running(2, Store::Etcd);
+        let held = cluster.store().leases();
+        let free = (1..=255).map(|number| format!("10.244.{number}.0"));
+        let mut free = free.filter(|base| !held.keys().any(|key| key.starts_with(&**base)));
+        let [stuck, others @ ..] = std::array::from_fn::<_, 4, _>(|_| free.next().unwrap());
+        let node = cluster.node(1).clone();
+        // Somebody else has a route there, which the kernel does not let us double.
+        node.ip("link add foreign0 type bridge");
+        node.ip("link set foreign0 up");
+        node.ip(&format!("route add {stuck}/24 dev foreign0"));
+        let put = |cluster: &Cluster, base: &str, last: usize| {
+            let lease = format!(
+                r#"{{"PublicIP":"198.51.100.{last}","BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"02:00:00:00:00:{last}"}}}}"#
+            );
+            cluster.store().put(&format!("subnets/{base}-24"), &lease);
+        };
+        put(&cluster, &stuck, 30);
+        let refused = format!("the kernel refused: ip route add {stuck}/24");
+        wait::until("the kernel refuses one peer", || {
+            let log = cluster.flanneld(1).log();
+            if log.contains(&refused) { Ok(()) } else { Err(log) }
+        });
+        for (last, base) in (31..).zip(&others) {
+            let start = Instant::now();
+            put(&cluster, base, last);
+            wait::until("the next peer is programmed", || {
+                let routes = node.ip("route show dev flannel.1");
+                if routes.contains(&**base) { Ok(()) } else { Err(routes) }
+            });
+            let time = start.elapsed();
+            println!("programmed in {time:.0?}");
+            assert!(time < Duration::from_secs(5), "{time:?}");
+        }
+        node.ip(&format!("route delete {stuck}/24 dev foreign0"));
+        wait::until("the peer is programmed when nothing is in its way any more", || {
+            let routes = node.ip("route show dev flannel.1");
+            if routes.contains(&*stuck) { Ok(()) } else { Err(routes) }
+        });
+        assert_eq!(cluster.flanneld(1).log().matches(&refused).count(), 1, "it is told once");
     });
 }
 

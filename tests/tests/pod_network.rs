@@ -4,13 +4,16 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::thread;
+use std::{fs, thread};
 
 use flannel_tests::cluster::{Cluster, Store};
+use flannel_tests::namespace::Namespace;
 use flannel_tests::pod::{self, Pod};
+use flannel_tests::program;
 use flannel_tests::sandbox::sandboxed;
 use flannel_tests::traffic::{ping, source_seen_by, tcp_stream};
 use flannel_tests::underlay::Underlay;
+use flannel_tests::wait;
 
 /// What each TCP stream carries.
 const STREAM_LEN: usize = 4 << 20;
@@ -65,6 +68,39 @@ fn traffic_that_leaves_the_cluster_carries_the_address_of_the_node() {
             let seen = source_seen_by(pod.namespace(), &outside, address).unwrap();
             assert_eq!(seen, IpAddr::V4(pod.node().address()), "{}", pod.name());
             tcp_stream(pod.namespace(), &outside, address, STREAM_LEN).unwrap();
+        }
+    });
+}
+
+#[test]
+fn node_behind_a_nat_sends_from_the_address_of_its_interface() {
+    sandboxed(|| {
+        let mut cluster = Cluster::new(2, Store::Directory);
+        // The gateway is the NAT, for what is sent to the public address.
+        let gateway = Namespace::existing("underlay");
+        gateway.inside(|| fs::write("/proc/sys/net/ipv4/ip_forward", "1")).expect("it is ours");
+        let (public, address) = ("203.0.113.2", cluster.node(2).address());
+        let rules = format!(
+            "table ip nat {{ chain pre {{ type nat hook prerouting priority -100; \
+             ip daddr {public} dnat to {address}; }}; }}"
+        );
+        program::run(gateway.command("nft").arg(rules));
+        cluster.start(1);
+        cluster.start_with(2, &["--iface=eth0", &format!("--public-ip={public}")]);
+        for number in [1, 2] {
+            cluster.wait_until_ready(number);
+        }
+        let (nodes, local) = (cluster.nodes(), format!(" local {address} "));
+        wait::until("the node sends to the public address of the other", || {
+            let entries = nodes[0].bridge("fdb show dev flannel.1");
+            if entries.contains(public) { Ok(()) } else { Err(entries) }
+        });
+        let device = nodes[1].ip("-details link show flannel.1");
+        assert!(device.contains(&local), "{device}");
+        let pods = pod::attach_to_each(nodes, 1);
+        for (from, to) in pod::pairs(&pods) {
+            tcp_stream(from.namespace(), to.namespace(), to.address(), STREAM_LEN)
+                .unwrap_or_else(|e| panic!("{} to {}: {e}", from.name(), to.name()));
         }
     });
 }

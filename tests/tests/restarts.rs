@@ -6,6 +6,7 @@ use std::thread::park_timeout;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use flannel_tests::cluster::{Cluster, Store};
+use flannel_tests::net_conf::{Stack, network};
 use flannel_tests::pod;
 use flannel_tests::sandbox::sandboxed;
 use flannel_tests::traffic::Flow;
@@ -26,10 +27,7 @@ fn two_hundred_kills_lose_no_packet_with_host_gw() {
 }
 
 fn kills_lose_no_packet(backend: &str) {
-    let mut cluster = Cluster::unconfigured(2, Store::Directory);
-    let network = format!(r#"{{"Network":"10.244.0.0/16","Backend":{{"Type":"{backend}"}}}}"#);
-    cluster.store().configure(&network);
-    cluster.start_all();
+    let mut cluster = Cluster::running_with(2, Store::Directory, &network(Stack::Ipv4, backend));
     let pods = pod::attach_to_each(cluster.nodes(), 1);
     let (from, to) = (&pods[0], &pods[1]);
     let flow = Flow::start(from.namespace(), to.namespace(), to.address(), 1000).unwrap();

@@ -1,8 +1,8 @@
 //! The packet filter rules of a node: chosen, switched, repaired, and never in the way of others.
 
-#![expect(clippy::print_stdout, reason = "helpers of tests are tests")]
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests are tests")]
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
 use std::time::Instant;
 
 use flannel_tests::cluster::{Cluster, Store};
@@ -28,39 +28,131 @@ fn outside(cluster: &Cluster) -> (Namespace, Ipv4Addr, Pod) {
 }
 
 #[test]
-fn switching_the_engine_loses_no_packet_of_a_masqueraded_flow() {
+fn switching_the_engine_by_a_restart_loses_no_packet_of_a_masqueraded_flow() {
     sandboxed(|| {
-        let mut cluster = Cluster::unconfigured(1, Store::Directory);
-        cluster.store().configure(&RuleEngine::Nftables.network());
-        cluster.start_all();
-        let (outside, address, pod) = outside(&cluster);
-        let node = cluster.node(1).namespace().clone();
-        plant_foreign_rules(&node);
-        let foreign = foreign_rules(&node);
-        let flow = Flow::start(pod.namespace(), &outside, address, 1000).unwrap();
-        let go_on = |count: u64| {
-            let before = flow.received();
-            wait::until_true("the flow goes on", || flow.received() > before + count);
-        };
-        go_on(300);
-        for engine in [RuleEngine::IptablesNft, RuleEngine::Nftables, RuleEngine::IptablesNft] {
+        switching_loses_no_packet(|cluster, engine| {
             cluster.stop(1);
             cluster.store().configure(&engine.network());
             cluster.start(1);
             cluster.wait_until_ready(1);
-            for other in RuleEngine::ALL {
-                let listing = other.listing(&node);
-                assert_eq!(listing.is_empty(), other != engine, "{other:?}: {listing}");
-            }
-            let seen = source_seen_by(pod.namespace(), &outside, address).unwrap();
-            assert_eq!(seen, IpAddr::V4(cluster.node(1).address()), "{engine:?}");
-            go_on(300);
-        }
-        let report = flow.finish().unwrap();
-        println!("{report}");
-        assert_eq!(report.lost(), 0, "{report}");
-        assert_eq!(foreign_rules(&node), foreign);
+        });
     });
+}
+
+#[test]
+fn switching_the_engine_without_a_restart_loses_no_packet_of_a_masqueraded_flow() {
+    sandboxed(|| {
+        switching_loses_no_packet(|cluster, engine| cluster.store().configure(&engine.network()));
+    });
+}
+
+fn switching_loses_no_packet(switch: fn(&mut Cluster, RuleEngine)) {
+    let mut cluster = Cluster::unconfigured(1, Store::Directory);
+    cluster.store().configure(&RuleEngine::Nftables.network());
+    cluster.start_all();
+    let (outside, address, pod) = outside(&cluster);
+    let node = cluster.node(1).namespace().clone();
+    plant_foreign_rules(&node);
+    let foreign = foreign_rules(&node);
+    let flow = Flow::start(pod.namespace(), &outside, address, 1000).unwrap();
+    let go_on = |count: u64| {
+        let before = flow.received();
+        wait::until_true("the flow goes on", || flow.received() > before + count);
+    };
+    go_on(300);
+    for engine in [RuleEngine::IptablesNft, RuleEngine::Nftables, RuleEngine::IptablesNft] {
+        switch(&mut cluster, engine);
+        wait::until(&format!("the rules are in {engine:?} and nowhere else"), || {
+            let listings = RuleEngine::ALL.map(|other| (other, other.listing(&node)));
+            let right = listings.iter().all(|(other, text)| text.is_empty() == (*other != engine));
+            if right { Ok(()) } else { Err(format!("{listings:#?}")) }
+        });
+        let seen = source_seen_by(pod.namespace(), &outside, address).unwrap();
+        assert_eq!(seen, IpAddr::V4(cluster.node(1).address()), "{engine:?}");
+        go_on(300);
+    }
+    let report = flow.finish().unwrap();
+    println!("{report}");
+    assert_eq!(report.lost(), 0, "{report}");
+    assert_eq!(foreign_rules(&node), foreign);
+}
+
+#[test]
+fn outer_packets_are_not_masqueraded_for_the_mark_of_inner_ones_with_nftables() {
+    sandboxed(|| outer_packets_are_not_masqueraded(RuleEngine::Nftables, "iptables-nft"));
+}
+
+#[test]
+fn outer_packets_are_not_masqueraded_for_the_mark_of_inner_ones_with_iptables() {
+    sandboxed(|| outer_packets_are_not_masqueraded(RuleEngine::IptablesNft, "iptables-nft"));
+}
+
+#[test]
+fn outer_packets_are_not_masqueraded_for_the_mark_of_inner_ones_with_the_older_tables() {
+    sandboxed(|| outer_packets_are_not_masqueraded(RuleEngine::IptablesLegacy, "iptables-legacy"));
+}
+
+fn outer_packets_are_not_masqueraded(engine: RuleEngine, iptables: &'static str) {
+    let mut cluster = Cluster::unconfigured(2, Store::Directory);
+    cluster.store().configure(&engine.network());
+    cluster.nodes().iter().for_each(|node| engine.prepare(node.namespace()));
+    // Without any rules of flanneld, kube-proxy's masquerade both.
+    cluster.start_with(1, &["--ip-masq=false", "--iptables-forward-rules=false"]);
+    cluster.start(2);
+    [1, 2].into_iter().for_each(|number| cluster.wait_until_ready(number));
+    cluster.wait_for_peers();
+    let pods = pod::attach_to_each(cluster.nodes(), 1);
+    let (client, server) = (&pods[0], &pods[1]);
+    plant_service(cluster.node(1).namespace(), iptables, server.address());
+    let node = cluster.node(1).namespace().clone();
+    let [outer, inner] = use_service(&node, iptables, client, server);
+    assert!(outer > 0 && inner > 0, "{engine:?}: {outer} outer and {inner} inner packets");
+
+    cluster.stop(1);
+    cluster.start(1);
+    cluster.wait_until_ready(1);
+    cluster.wait_for_peers();
+    let [outer, inner] = use_service(&node, iptables, client, server);
+    assert!(outer == 0 && inner > 0, "{engine:?}: {outer} outer and {inner} inner packets");
+}
+
+const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
+
+/// What kube-proxy makes for a service with one pod whose clients shall be masqueraded, but that it
+/// counts the packets of tunnels apart.
+fn plant_service(node: &Namespace, iptables: &str, pod: Ipv4Addr) {
+    let masquerade = "-m mark --mark 0x4000/0x4000 -j MASQUERADE --random-fully";
+    for rule in [
+        "-N KUBE-MARK-MASQ".to_owned(),
+        "-A KUBE-MARK-MASQ -j MARK --or-mark 0x4000".to_owned(),
+        format!("-A PREROUTING -d {SERVICE}/32 -j KUBE-MARK-MASQ"),
+        format!("-A PREROUTING -d {SERVICE}/32 -p tcp -j DNAT --to-destination {pod}"),
+        format!("-I POSTROUTING -p udp --dport 8472 {masquerade}"),
+        format!("-I POSTROUTING -p tcp {masquerade}"),
+    ] {
+        run(node, &format!("{iptables} -t nat {rule}"));
+    }
+}
+
+/// Connects to the service some times, and returns how many packets of the tunnel and how many of
+/// pods were masqueraded for it.
+fn use_service(node: &Namespace, iptables: &str, client: &Pod, server: &Pod) -> [u64; 2] {
+    run(node, &format!("{iptables} -t nat -Z POSTROUTING"));
+    let address = server.address();
+    let listener = server.namespace().inside(move || TcpListener::bind((address, 0)));
+    let port = listener.and_then(|l| Ok((l.local_addr()?.port(), l)));
+    let (port, _listener) = port.expect("the port is free");
+    for _ in 0..8 {
+        let connect = move || TcpStream::connect_timeout(&(SERVICE, port).into(), wait::PATIENCE);
+        client.namespace().inside(connect).expect("the service answers");
+    }
+    let saved = run(node, &format!("{iptables}-save -c -t nat"));
+    ["udp", "tcp"].map(|protocol| {
+        let masquerades = format!("] -A POSTROUTING -p {protocol} ");
+        let line = saved.lines().find(|line| line.contains(&masquerades));
+        let packets = line.and_then(|line| line.strip_prefix('[')?.split(':').next()?.parse().ok());
+        packets.unwrap_or_else(|| panic!("{saved}"))
+    })
 }
 
 /// Rules of others in every engine, with names like ours among them.

@@ -21,11 +21,7 @@ const PASSWORD: &str = "correct-horse";
 #[test]
 fn wrong_password_is_one_line_and_a_corrected_file_heals_it() {
     sandboxed(|| {
-        let cluster = Cluster::new(1, Store::Etcd);
-        let etcd = cluster.store().etcd();
-        for arguments in [&["user", "add", &format!("root:{PASSWORD}")][..], &["auth", "enable"]] {
-            program::run(etcd.etcdctl().args(arguments));
-        }
+        let cluster = cluster_with_password();
         fs::write("/run/password", "wrong-horse\n").unwrap();
         let mut command = cluster.flanneld_command(1);
         command.args(["--etcd-username=root", "--etcd-password-file=/run/password"]);
@@ -38,14 +34,20 @@ fn wrong_password_is_one_line_and_a_corrected_file_heals_it() {
     });
 }
 
+/// A node, and an etcd that lets in whoever knows the password.
+fn cluster_with_password() -> Cluster {
+    let cluster = Cluster::new(1, Store::Etcd);
+    let etcd = cluster.store().etcd();
+    for arguments in [&["user", "add", &format!("root:{PASSWORD}")][..], &["auth", "enable"]] {
+        program::run(etcd.etcdctl().args(arguments));
+    }
+    cluster
+}
+
 #[test]
 fn password_is_nowhere_in_proc_or_the_log() {
     sandboxed(|| {
-        let cluster = Cluster::new(1, Store::Etcd);
-        let etcd = cluster.store().etcd();
-        for arguments in [&["user", "add", &format!("root:{PASSWORD}")][..], &["auth", "enable"]] {
-            program::run(etcd.etcdctl().args(arguments));
-        }
+        let cluster = cluster_with_password();
         let mut command = cluster.flanneld_command(1);
         command.args(["-v=9", "--etcd-username=root", "--etcd-password", PASSWORD]);
         command.env("FLANNELD_ETCD_PASSWORD", PASSWORD);
@@ -62,10 +64,7 @@ fn password_is_nowhere_in_proc_or_the_log() {
 #[test]
 fn wrong_ca_is_one_line_and_the_right_one_alone_is_enough() {
     sandboxed(|| {
-        let underlay = Underlay::create();
-        let etcd = Etcd::stopped(&underlay);
-        let node = Node::create(&underlay, 1);
-        let _server = start_with_tls(&etcd, &[]);
+        let (node, _server) = node_and_tls_server(&[]);
         make_ca("other");
         let line =
             only_complaint(&mut secure(&node, &["--etcd-cafile=/run/other.pem"]), "certificate");
@@ -77,10 +76,7 @@ fn wrong_ca_is_one_line_and_the_right_one_alone_is_enough() {
 #[test]
 fn ca_is_read_again_when_it_changes() {
     sandboxed(|| {
-        let underlay = Underlay::create();
-        let etcd = Etcd::stopped(&underlay);
-        let node = Node::create(&underlay, 1);
-        let _server = start_with_tls(&etcd, &[]);
+        let (node, _server) = node_and_tls_server(&[]);
         make_ca("other");
         fs::copy("/run/other.pem", "/run/trusted.pem").unwrap();
         let mut flanneld = secure(&node, &["--etcd-cafile=/run/trusted.pem"]);
@@ -93,10 +89,7 @@ fn ca_is_read_again_when_it_changes() {
 #[test]
 fn https_without_a_ca_is_checked_against_the_roots_of_the_system() {
     sandboxed(|| {
-        let underlay = Underlay::create();
-        let etcd = Etcd::stopped(&underlay);
-        let node = Node::create(&underlay, 1);
-        let _server = start_with_tls(&etcd, &[]);
+        let (node, _server) = node_and_tls_server(&[]);
         let line = only_complaint(&mut secure(&node, &[]), "certificate");
         assert!(line.contains("no answer from etcd"), "{line}");
         // Where OpenSSL, and all who follow it, find the roots of the system.
@@ -108,11 +101,8 @@ fn https_without_a_ca_is_checked_against_the_roots_of_the_system() {
 #[test]
 fn client_certificates_are_read_again_when_they_change() {
     sandboxed(|| {
-        let underlay = Underlay::create();
-        let etcd = Etcd::stopped(&underlay);
-        let node = Node::create(&underlay, 1);
         let trusted = ["--client-cert-auth", "--trusted-ca-file=/run/ca.pem"];
-        let _server = start_with_tls(&etcd, &trusted);
+        let (node, _server) = node_and_tls_server(&trusted);
         make_ca("other");
         make_certificate("client", "other");
         let files = ["cafile=/run/ca.pem", "certfile=/run/client.pem", "keyfile=/run/client.key"];
@@ -136,6 +126,13 @@ fn secure_command(node: &Node, flags: &[&str]) -> Command {
     let mut command = node.command(program::flanneld());
     command.arg(format!("--etcd-endpoints={endpoint}")).args(flags);
     command
+}
+
+/// A node, and an etcd that speaks TLS only, with its host.
+fn node_and_tls_server(flags: &[&str]) -> (Node, (Daemon, Etcd)) {
+    let underlay = Underlay::create();
+    let etcd = Etcd::stopped(&underlay);
+    (Node::create(&underlay, 1), (start_with_tls(&etcd, flags), etcd))
 }
 
 /// A server with a certificate of the CA `ca`, and the stock configuration.

@@ -87,7 +87,8 @@ pub enum Routes {
     None,
     /// Those that leave by the links of the scope.
     OnLinks,
-    /// Those, and whatever carries our mark, [`ROUTE_PROTOCOL`], on any link.
+    /// Those, and whatever carries our mark, [`ROUTE_PROTOCOL`], and leads to a next hop on any
+    /// link: what leads to a pod of this node is the plugin's.
     OnLinksAndMarked,
 }
 
@@ -153,9 +154,10 @@ impl Scope {
     fn has(&self, key: &RouteKey, route: &Route) -> bool {
         let on_link = self.links.contains(&route.link);
         let marked = route.protocol == ROUTE_PROTOCOL;
+        let to_next_hop = marked && route.via.is_some();
         let adopted = || self.adopted.iter().any(|adopted| adopted.covers(route));
         match self.is_inside(key.destination) {
-            true => on_link || marked || adopted(),
+            true => on_link || to_next_hop || adopted(),
             false => on_link && marked,
         }
     }

@@ -64,6 +64,7 @@ impl Display for Hook {
             Self::NatPrerouting => "type nat hook prerouting priority dstnat; policy accept;",
             Self::NatOutput => "type nat hook output priority -100; policy accept;",
             Self::FilterPrerouting => "type filter hook prerouting priority raw; policy accept;",
+            Self::FilterOutput => "type filter hook output priority raw; policy accept;",
         })
     }
 }
@@ -115,6 +116,7 @@ impl Display for Verdict {
             Self::Jump(chain) => write!(f, "jump {chain}"),
             Self::Drop => f.write_str("drop"),
             Self::DestinationNat(to) => write!(f, "dnat to {to}"),
+            Self::ClearMark(bits) => write!(f, "meta mark set meta mark & {:#010x}", !bits),
             Self::Masquerade { fully_random: false } => f.write_str("masquerade"),
             Self::Masquerade { fully_random: true } => f.write_str("masquerade fully-random"),
         }
@@ -124,6 +126,7 @@ impl Display for Verdict {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::packet_filter::Transport;
     use crate::packet_filter::examples::{net, rule};
 
     #[test]
@@ -137,6 +140,14 @@ mod tests {
             (
                 rule(&[Match::Mark(0x4000)], Verdict::Return, None),
                 "meta mark & 0x00004000 == 0x00004000 return",
+            ),
+            (
+                rule(
+                    &[Match::DestinationPort(Transport::Udp, 8472)],
+                    Verdict::ClearMark(0x4000),
+                    None,
+                ),
+                "udp dport 8472 meta mark set meta mark & 0xffffbfff",
             ),
             (
                 rule(&[Match::Source(net("10.1.2.3/32"), true)], Verdict::Accept, None),

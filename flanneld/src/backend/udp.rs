@@ -81,7 +81,7 @@ pub(crate) struct Udp {
     mtu: Mtu,
     public_ip: IpAddr,
     listen: SocketAddr,
-    /// Kernels without IPv6 do not have the parameter.
+    /// Without IPv6, the device does not have the parameter.
     has_ipv6: bool,
 }
 
@@ -131,7 +131,7 @@ impl Udp {
             public_ip: underlay.public_ip,
             // The address of the interface: behind a NAT the host does not own the public one.
             listen: SocketAddr::new(underlay.ip, port),
-            has_ipv6: sysctl::has_ipv6(),
+            has_ipv6: sysctl::has_ipv6(inner),
         })
     }
 

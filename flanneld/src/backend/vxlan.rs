@@ -52,9 +52,10 @@ pub(crate) struct Vxlan {
     /// Whether peers on the network of the interface get a plain route instead.
     direct_routing: bool,
     vni: Vni,
+    port: u16,
     /// Whether checksums are left to be computed behind the device; `None` to leave that alone.
     tx_checksum: Option<bool>,
-    /// Kernels without IPv6 do not have the parameter.
+    /// Without IPv6, the device does not have the parameter.
     has_ipv6: bool,
 }
 
@@ -92,6 +93,13 @@ struct PeerData {
     vtep_mac: String,
 }
 
+/// Old versions of flannel do not publish it.
+#[derive(Deserialize)]
+struct PeerVni {
+    #[serde(rename = "VNI")]
+    vni: u32,
+}
+
 impl Vxlan {
     pub(super) fn configure(
         options: &Value,
@@ -125,7 +133,7 @@ impl Vxlan {
             gbp: options.gbp,
         });
         let link = Link { mac: Some(mac), mtu: Some(mtu), ..Link::up(kind) };
-        let has_ipv6 = sysctl::has_ipv6();
+        let has_ipv6 = sysctl::has_ipv6(mtu);
         let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
         let tx_checksum = options.tx_checksum(&release)?;
         let direct_routing = options.direct_routing;
@@ -138,6 +146,7 @@ impl Vxlan {
             underlay,
             direct_routing,
             vni,
+            port,
             tx_checksum,
             has_ipv6,
         })
@@ -237,6 +246,10 @@ impl Backend for Vxlan {
         Some(self.device)
     }
 
+    fn tunnel_port(&self) -> Option<u16> {
+        Some(self.port)
+    }
+
     fn scope(&self, peers: &[Peer<'_>]) -> Scope {
         Scope {
             links: BTreeSet::from([self.device]),
@@ -268,8 +281,11 @@ impl Backend for Vxlan {
     }
 
     fn remains(&self, own: IpNetwork, peers: &[Peer<'_>]) -> NetState {
+        let may_send = |peer: &Peer<'_>| {
+            peer.backend_type == "vxlan" && peer_vni(peer).is_none_or(|vni| vni == self.vni)
+        };
         let mut state = NetState::default();
-        if peers.iter().any(|peer| peer.backend_type == "vxlan") {
+        if peers.iter().any(may_send) {
             self.add_device(own, &mut state);
         }
         state
@@ -318,6 +334,17 @@ impl Vxlan {
 pub(super) fn device(options: &Value, family: Family) -> Option<LinkName> {
     let options: Options = fabric::json::from_value(options.clone()).ok()?;
     device_name(family, options.vni()?)
+}
+
+/// Returns the tunnel device that a peer sends to, as far as it says so.
+pub(super) fn peer_device(family: Family, peer: &Peer<'_>) -> Option<LinkName> {
+    let is_vxlan = peer.backend_type == "vxlan";
+    device_name(family, is_vxlan.then(|| peer_vni(peer))??)
+}
+
+fn peer_vni(peer: &Peer<'_>) -> Option<Vni> {
+    let data: PeerVni = fabric::json::from_value(peer.data?.clone()).ok()?;
+    Vni::new(data.vni)
 }
 
 /// The name of the tunnel device, as flannel has it, unless it is too long for a link.

@@ -1,5 +1,6 @@
 //! The rules as chains of our own in the tables of iptables, with the names, jumps and comments of
-//! flannel, so that either program finds the other's rules to be its own.
+//! flannel, so that either program finds the other's rules to be its own. Only those about tunnels,
+//! in a table that flannel has nothing in, are ours alone.
 
 use fabric::packet_filter;
 use fabric::packet_filter::iptables::{Chain, Content, Place, Placed, Rule, Table, TableName};
@@ -18,6 +19,7 @@ pub(super) fn tables(rules: &FamilyRules) -> Vec<Table> {
             "flanneld masq",
             &rules.postrouting,
         ),
+        table(TableName::Raw, ("OUTPUT", "FLANNEL-OUTPUT"), "flanneld tunnel", &rules.output),
     ]
 }
 

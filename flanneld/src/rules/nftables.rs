@@ -20,6 +20,7 @@ fn table(family: Family, rules: &FamilyRules) -> Table {
     let chains = [
         ("forward", Hook::FilterForward, &rules.forward),
         ("postrtg", Hook::NatPostrouting, &rules.postrouting),
+        ("output", Hook::FilterOutput, &rules.output),
     ];
     let chains = chains.into_iter().filter(|(_, _, rules)| !rules.is_empty());
     Table {

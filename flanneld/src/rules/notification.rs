@@ -24,7 +24,7 @@ const NFTA_RULE_CHAIN: u16 = 2;
 const OWN_TABLE: &[u8] = b"flannel-";
 const OWN_CHAIN: &[u8] = b"FLANNEL-";
 /// The chains of iptables that have a jump of ours.
-const SHARED_CHAINS: [&[u8]; 2] = [b"FORWARD", b"POSTROUTING"];
+const SHARED_CHAINS: [&[u8]; 3] = [b"FORWARD", b"POSTROUTING", b"OUTPUT"];
 
 /// Tells whether one of the messages of a datagram may be about our rules; an empty one stands for
 /// messages that were lost.

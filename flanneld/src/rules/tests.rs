@@ -21,7 +21,8 @@ fn dual(options: &RuleOptions) -> NodeRules {
         PerFamily { ipv4: Some(net("10.244.0.0/16")), ipv6: Some(net("fd00:10:244::/56")) };
     let subnets =
         PerFamily { ipv4: Some(net("10.244.3.0/24")), ipv6: Some(net("fd00:10:244:3::/64")) };
-    desired(options, &networks, &LeaseKey::new(subnets).unwrap())
+    let tunnels = PerFamily { ipv4: Some(8472), ipv6: Some(8472) };
+    desired(options, &networks, &LeaseKey::new(subnets).unwrap(), &tunnels)
 }
 
 /// Every position of the switches that makes a difference, with its name.
@@ -82,7 +83,8 @@ fn iptables_listing(variant: &str) -> String {
         saved.lines().filter(is_ours).map(|line| format!("{program} -t {table} {line}\n")).collect()
     };
     let programs = ["iptables", "ip6tables"].into_iter();
-    let saved = programs.flat_map(|program| ["filter", "nat"].map(|table| save(program, table)));
+    let saved =
+        programs.flat_map(|program| ["filter", "nat", "raw"].map(|table| save(program, table)));
     saved.collect::<Vec<String>>().concat()
 }
 

@@ -150,6 +150,7 @@ fn target_words(verdict: &Verdict) -> Vec<String> {
         Verdict::Goto(chain) => said("-g", chain),
         Verdict::Jump(chain) => said("-j", chain),
         Verdict::DestinationNat(to) => said("-j DNAT --to-destination", &to.to_string()),
+        Verdict::ClearMark(bits) => said("-j MARK --set-xmark", &format!("0x0/{bits:#x}")),
         Verdict::Masquerade { fully_random: false } => said("-j", "MASQUERADE"),
         Verdict::Masquerade { fully_random: true } => said("-j MASQUERADE", "--random-fully"),
     }
@@ -182,6 +183,14 @@ mod tests {
             (
                 rule(&[Match::Destination(m, false), Match::Source(c, true)], random, Some("masq")),
                 "-s 10.244.0.0/16 ! -d 224.0.0.0/4 -m comment --comment masq -j MASQUERADE --random-fully",
+            ),
+            (
+                rule(
+                    &[Match::DestinationPort(Transport::Udp, 8472)],
+                    Verdict::ClearMark(0x4000),
+                    Some("tunnel"),
+                ),
+                "-p udp -m udp --dport 8472 -m comment --comment tunnel -j MARK --set-xmark 0x0/0x4000",
             ),
             (
                 rule(&[port], Verdict::DestinationNat(([10, 244, 3, 5], 8080).into()), None),

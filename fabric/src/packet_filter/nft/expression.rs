@@ -135,6 +135,9 @@ pub(super) fn encode(family: Family, matches: &[Match], verdict: &Verdict) -> Ve
     if let Verdict::DestinationNat(to) = verdict {
         expressions.extend(nat::load_destination(*to));
     }
+    if let Verdict::ClearMark(bits) = verdict {
+        expressions.extend([load_meta(MetaKey::Mark), mask((!bits).to_ne_bytes().to_vec())]);
+    }
     expressions.push(conclude(verdict));
     expressions
 }
@@ -218,6 +221,10 @@ fn conclude(verdict: &Verdict) -> Expression {
         Verdict::Goto(chain) => lead(Code::Goto, chain),
         Verdict::Jump(chain) => lead(Code::Jump, chain),
         Verdict::DestinationNat(to) => nat::translate(*to),
+        Verdict::ClearMark(_) => {
+            Expressions::Meta(vec![Meta::Key(MetaKey::Mark), Meta::SourceRegister(Register::Reg1)])
+                .into()
+        }
         Verdict::Masquerade { fully_random } => {
             let flags = fully_random.then(|| masquerade_flags(NF_NAT_RANGE_PROTO_RANDOM_FULLY));
             Expressions::Other {

@@ -177,6 +177,7 @@ const fn hook_parameters(hook: Hook) -> (&'static str, InetHookNumber, u32) {
         Hook::NatPrerouting => ("nat", InetHookNumber::PreRouting, NF_IP_PRI_NAT_DST),
         Hook::NatOutput => ("nat", InetHookNumber::LocalOut, NF_IP_PRI_NAT_DST),
         Hook::FilterPrerouting => ("filter", InetHookNumber::PreRouting, NF_IP_PRI_RAW),
+        Hook::FilterOutput => ("filter", InetHookNumber::LocalOut, NF_IP_PRI_RAW),
     };
     (kind, number, priority.cast_unsigned())
 }

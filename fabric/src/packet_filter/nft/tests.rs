@@ -170,6 +170,7 @@ fn rules_that_we_have_no_words_for_are_foreign() {
             "masquerade random",
             "meta l4proto tcp masquerade to :1024-2048",
             "meta mark set 1",
+            "meta mark set meta mark | 1",
         ];
         nft("add table inet t; add chain inet t c; add chain inet t other");
         for rule in rules {

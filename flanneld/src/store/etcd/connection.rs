@@ -26,7 +26,10 @@ pub(super) struct Connection {
     /// The endpoint in use.
     endpoint: Cell<usize>,
     client: RefCell<Option<Client>>,
+    /// Told to whoever has a stream on the connection, also if it asks later.
     abandoned: Notify,
+    /// Told to whoever waits for an answer.
+    hopeless: Notify,
 }
 
 impl Connection {
@@ -38,6 +41,7 @@ impl Connection {
             endpoint: Cell::new(0),
             client: RefCell::new(None),
             abandoned: Notify::new(),
+            hopeless: Notify::new(),
         };
         let is_tls = |endpoint: &String| endpoint.starts_with("https://");
         if connection.options.endpoints.iter().any(is_tls) {
@@ -89,8 +93,14 @@ impl Connection {
                 let client = self.client().await?;
                 request(client).await.map_err(Failure::Etcd)
             };
-            let reason = match timeout(DEADLINE, asked).await {
+            let hopeless = self.hopeless.notified();
+            let answer = tokio::select! {
+                answer = timeout(DEADLINE, asked) => answer,
+                () = hopeless => Ok(Err(Failure::Abandoned)),
+            };
+            let reason = match answer {
                 Ok(Ok(answer)) => return Ok(answer),
+                Ok(Err(Failure::Abandoned)) => "it was asked from a former address".to_owned(),
                 Ok(Err(Failure::Files(error))) => return Err(error),
                 Ok(Err(Failure::Etcd(error))) if is_transient(&error) => reason(&error),
                 Ok(Err(Failure::Etcd(error))) => {
@@ -149,6 +159,7 @@ impl Connection {
     pub(super) fn abandon(&self) {
         *self.client.borrow_mut() = None;
         self.abandoned.notify_one();
+        self.hopeless.notify_waiters();
     }
 
     /// Waits until the connection is given up: a stream on it will bring nothing more.
@@ -167,6 +178,8 @@ impl Connection {
 enum Failure {
     Files(StoreError),
     Etcd(Error),
+    /// The connection was given up meanwhile.
+    Abandoned,
 }
 
 fn read_password(password: &Password) -> Result<String, StoreError> {

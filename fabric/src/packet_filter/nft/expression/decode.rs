@@ -118,7 +118,7 @@ impl Decoder {
             return None;
         }
         match name {
-            b"meta\0" => self.load(meta_origin(&sorted(attributes)?)?),
+            b"meta\0" => self.follow_meta(&sorted(attributes)?),
             b"payload\0" => self.load(payload_origin(&sorted(attributes)?)?),
             b"bitwise\0" => self.mask(&sorted(attributes)?),
             b"cmp\0" => self.compare(&sorted(attributes)?),
@@ -150,6 +150,18 @@ impl Decoder {
                 Some(())
             }
         }
+    }
+
+    /// Something about the packet, or what is made of its mark.
+    fn follow_meta(&mut self, attributes: &[Meta]) -> Option<()> {
+        let [Meta::Key(MetaKey::Mark), Meta::SourceRegister(Register::Reg1)] = attributes else {
+            return self.load(meta_origin(attributes)?);
+        };
+        let Loaded { from: Origin::Mark, mask: Some(kept) } = self.register.take()? else {
+            return None;
+        };
+        self.verdict = Some(Verdict::ClearMark(!u32::from_ne_bytes(kept.try_into().ok()?)));
+        Some(())
     }
 
     fn load(&mut self, from: Origin) -> Option<()> {

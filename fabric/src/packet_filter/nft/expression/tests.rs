@@ -107,6 +107,7 @@ fn any_verdict() -> impl Strategy<Value = Verdict> {
         Just(Verdict::Drop),
         "[a-z]{1,9}".prop_map(Verdict::Goto),
         "[a-z]{1,9}".prop_map(Verdict::Jump),
+        any::<u32>().prop_map(Verdict::ClearMark),
         any::<bool>().prop_map(|fully_random| Verdict::Masquerade { fully_random }),
     ]
 }

@@ -1,0 +1,103 @@
+//! Whatever is changed behind its back, flanneld puts right; what is not its own, it leaves alone.
+
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests are tests")]
+
+mod faults;
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use faults::{Fault, HOST_GW, Place, Traffic, VXLAN, plant_foreign_objects};
+use flannel_tests::cluster::{Cluster, Store};
+use flannel_tests::net_conf::{Stack, network_in};
+use flannel_tests::pod::{self, Pod};
+use flannel_tests::rule_engine::RuleEngine;
+use flannel_tests::sandbox::sandboxed;
+use flannel_tests::traffic::{Flow, FlowReport, ping};
+use flannel_tests::{snapshot, wait};
+
+/// A second is promised; a machine that runs other tests at the same time takes longer.
+const HEALING_TIME_MAX: Duration = Duration::from_secs(5);
+
+#[test]
+fn vxlan_heals_under_a_running_flow() {
+    sandboxed(|| heals("vxlan", Store::Directory, Stack::Ipv4, RuleEngine::Nftables, VXLAN));
+}
+
+#[test]
+fn vxlan_heals_under_a_running_flow_of_ipv6() {
+    sandboxed(|| heals("vxlan", Store::Directory, Stack::Dual, RuleEngine::IptablesNft, VXLAN));
+}
+
+#[test]
+fn host_gw_heals_under_a_running_flow() {
+    sandboxed(|| heals("host-gw", Store::Directory, Stack::Ipv4, RuleEngine::IptablesNft, HOST_GW));
+}
+
+#[test]
+fn host_gw_heals_under_a_running_flow_of_ipv6() {
+    sandboxed(|| heals("host-gw", Store::Directory, Stack::Dual, RuleEngine::Nftables, HOST_GW));
+}
+
+#[test]
+fn host_gw_heals_under_a_running_flow_with_kubernetes() {
+    sandboxed(|| heals("host-gw", Store::Kube, Stack::Ipv4, RuleEngine::Nftables, HOST_GW));
+}
+
+/// Where there are two families, the faults strike IPv6, and nothing of IPv4 may change.
+fn heals(backend: &str, store: Store, stack: Stack, engine: RuleEngine, faults: &[Fault]) {
+    let mut cluster = Cluster::unconfigured(3, store);
+    cluster.store().configure(&network_in(engine, stack, backend));
+    plant_foreign_objects(cluster.node(1));
+    cluster.start_all();
+    let pods = pod::attach_to_each(cluster.nodes(), 1);
+    let ipv6 = stack == Stack::Dual;
+    let place = Place { node: cluster.node(1), ipv6 };
+    let to = pods[1].addresses().find(|ip| ip.is_ipv6() == ipv6).unwrap();
+    let before = wait::until("all addresses are settled", || snapshot::of(place.node));
+    for fault in faults {
+        let (time, report) = heal(&place, &pods, to, &before, fault);
+        println!(
+            "{:<40} healed in {time:>6.0?}, {} of {} packets lost",
+            fault.name,
+            report.lost(),
+            report.sent
+        );
+        assert!(time < HEALING_TIME_MAX, "{}: healed in {time:?}", fault.name);
+        if fault.traffic == Traffic::Survives {
+            assert_eq!(report.lost(), 0, "{}: {report}", fault.name);
+        }
+    }
+    for (from, to) in pod::pairs(&pods) {
+        for ip in to.addresses() {
+            ping(from.namespace(), ip).unwrap();
+        }
+    }
+}
+
+/// Strikes, and waits until all is as before, foreign objects included.
+fn heal(
+    place: &Place<'_>,
+    pods: &[Pod],
+    to: IpAddr,
+    before: &str,
+    fault: &Fault,
+) -> (Duration, FlowReport) {
+    let flow = Flow::start(pods[0].namespace(), pods[1].namespace(), to, 1000).unwrap();
+    let goes_on = |why: &str| {
+        let count = flow.received();
+        wait::until_true(&format!("the flow goes on {why} {}", fault.name), || {
+            flow.received() > count + 50
+        });
+    };
+    goes_on("before");
+    (fault.strike)(place);
+    let start = Instant::now();
+    wait::until(&format!("all is as it was before: {}", fault.name), || {
+        let now = snapshot::of(place.node)?;
+        if now == before { Ok(()) } else { Err(snapshot::difference(before, &now)) }
+    });
+    let time = start.elapsed();
+    goes_on("after");
+    (time, flow.finish().unwrap())
+}
