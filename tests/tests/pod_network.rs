@@ -1,7 +1,7 @@
 //! Pods reach each other and the world, through the real programs, whatever carries the packets
 //! between nodes.
 
-#![expect(clippy::print_stdout, reason = "helpers of tests are tests")]
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests are tests")]
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
