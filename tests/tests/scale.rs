@@ -1,8 +1,5 @@
 //! What must not grow with a cluster.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
-#![expect(clippy::print_stdout, reason = "the test harness captures it")]
-
 use std::fs;
 use std::path::Path;
 
