@@ -117,7 +117,7 @@ fn make_true(
     socket: &mut Socket,
     rules: &mut RuleKeeper,
     data_paths: &mut Vec<DataPath>,
-    wanted: Wanted,
+    mut wanted: Wanted,
 ) -> Outcome {
     let mut outcome = Outcome::default();
     match converge(socket, &wanted.scope, &wanted.state) {
@@ -131,12 +131,13 @@ fn make_true(
         }
         Err(error) => outcome.node_failures.push(chain(&error)),
     }
-    make_rules_true(rules, &wanted, &mut outcome);
-    for forwarding in wanted.forwarding {
+    // Before the rules, which are there already after a restart, and take programs to look at.
+    for forwarding in std::mem::take(&mut wanted.forwarding) {
         if let Err(error) = DataPath::ensure(data_paths, forwarding) {
             outcome.node_failures.push(chain(&error));
         }
     }
+    make_rules_true(rules, &wanted, &mut outcome);
     outcome
 }
 
