@@ -87,7 +87,7 @@ bench: build ## Measure the plugin against the Go plugins of a stock node, alone
 	@tests/requirements.sh --check bench
 	$(CARGO) build $(CARGO_FLAGS) --release --target-dir target -p flannel-tests
 	TEST_FLANNEL=$(DIST)/flannel target/release/bench_cni
-	TEST_FLANNELD=$(DIST)/flanneld target/release/bench_peers
+	TEST_FLANNEL=$(DIST)/flannel TEST_FLANNELD=$(DIST)/flanneld target/release/bench_peers
 	TEST_FLANNELD=$(DIST)/flanneld target/release/bench_kube
 	TEST_FLANNEL=$(DIST)/flannel TEST_FLANNELD=$(DIST)/flanneld target/release/bench_udp
 

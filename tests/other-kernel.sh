@@ -102,5 +102,5 @@ timeout "${TIME:-1800}" qemu-system-x86_64 -accel tcg,thread=multi -cpu max -smp
     -virtfs "local,path=$work/job,mount_tag=job,security_model=none,readonly=on" \
     -kernel "$kernel/boot/vmlinuz-$release" -initrd "$work/initrd.img" \
     -append "console=ttyS0 quiet panic=-1 rdinit=/init mitigations=off" </dev/null 2>&1 |
-    tr -d '\r' | tee "$work/output" || true
+    sed -u 's/\r//g' | tee "$work/output" || true
 grep -qx 'status 0' "$work/output"

@@ -214,6 +214,7 @@ ip route add 10.1.2.5/32 dev veth50419296 proto 199
 ip address replace 10.1.2.5/24 dev eth0 noprefixroute
 ip link set eth0 up
 ip link set lo up
+sysctl -w net/ipv4/conf/eth0/arp_notify=1
 ip route add 10.1.2.1/32 dev eth0 proto 199 src 10.1.2.5
 ip route add 0.0.0.0/0 via 10.1.2.1 dev eth0 proto 199
 ip route add 10.1.2.0/24 via 10.1.2.1 dev eth0 proto 199 src 10.1.2.5

@@ -46,31 +46,81 @@ pub fn from_value<T: DeserializeOwned>(value: Value) -> Result<T, Error> {
     T::deserialize(Tree::from(value))
 }
 
-/// Returns the value of a field as it stands in a document, byte for byte: the value that a struct
-/// with this field would get. `None` if there is none, or if the document is no object.
-pub fn text_of_field<'a>(document: &'a [u8], field: &str) -> Option<&'a RawValue> {
-    struct Fields<'f>(&'f str);
+/// Returns the values of some fields of an object as they stand in it, byte for byte: those that a
+/// struct with these fields would get. They are only decoded by [`field`].
+///
+/// # Errors
+/// If `document` is not exactly one JSON object, or `null`.
+pub fn fields<'a, const N: usize>(
+    document: &'a [u8],
+    names: [&'static str; N],
+) -> Result<[Option<&'a RawValue>; N], Error> {
+    let mut parser = serde_json::Deserializer::from_slice(document);
+    let fields = parser.deserialize_any(Fields(names))?;
+    parser.end()?;
+    Ok(fields)
+}
 
-    impl<'de> Visitor<'de> for Fields<'_> {
-        type Value = Option<&'de RawValue>;
+/// Decodes the value of a field that [`fields`] found.
+///
+/// # Errors
+/// If it does not have the shape of `T`.
+pub fn field<T: DeserializeOwned>(
+    name: &'static str,
+    value: Option<&RawValue>,
+) -> Result<Option<T>, Error> {
+    let decode = |value: &RawValue| from_slice(value.get().as_bytes());
+    value.map(decode).transpose().map_err(|error: Error| error.inside(name))
+}
 
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("an object")
-        }
+/// Finds the values of fields with these names.
+struct Fields<const N: usize>([&'static str; N]);
 
-        fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Self::Value, A::Error> {
-            let mut last = None;
-            while let Some((key, value)) = entries.next_entry::<String, &RawValue>()? {
-                if same_but_for_case(&key, self.0) && value.get() != "null" {
-                    last = Some(value);
-                }
-            }
-            Ok(last)
-        }
+impl<'de, const N: usize> Visitor<'de> for Fields<N> {
+    type Value = [Option<&'de RawValue>; N];
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
     }
 
-    let mut parser = serde_json::Deserializer::from_slice(document);
-    parser.deserialize_map(Fields(field)).ok().flatten()
+    fn visit_unit<E>(self) -> Result<Self::Value, E> {
+        Ok([None; N])
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Self::Value, A::Error> {
+        let mut found = [None; N];
+        while let Some(place) = entries.next_key_seed(Place(&self.0))? {
+            let value: &RawValue = entries.next_value()?;
+            if let Some(place) = place.filter(|_| value.get() != "null") {
+                found[place] = Some(value);
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// Finds out which of these names a key is.
+struct Place<'n>(&'n [&'static str]);
+
+impl<'de> DeserializeSeed<'de> for Place<'_> {
+    type Value = Option<usize>;
+
+    fn deserialize<D: Deserializer<'de>>(self, key: D) -> Result<Self::Value, D::Error> {
+        key.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for Place<'_> {
+    type Value = Option<usize>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key")
+    }
+
+    fn visit_str<E>(self, key: &str) -> Result<Self::Value, E> {
+        let name = field_named(key, self.0);
+        Ok(self.0.iter().position(|other| Some(*other) == name))
+    }
 }
 
 /// Why a document could not be decoded, and where in it.

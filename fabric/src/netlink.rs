@@ -12,6 +12,7 @@ mod monitor;
 mod observe;
 mod parameters;
 mod peers;
+mod rows;
 mod settled;
 mod shaping;
 mod socket;

@@ -1,5 +1,7 @@
 //! Kernel parameters of the network namespace of this thread, in `/proc/sys/net` (proc(5)).
 
+use std::fs::File;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
@@ -11,7 +13,10 @@ use crate::netstate::Sysctl;
 /// # Errors
 /// If there is no such parameter, as on a link that does not exist.
 pub fn read(key: &Sysctl) -> io::Result<String> {
-    fs::read_to_string(path(key)).map(|value| value.trim_end().to_owned())
+    // The kernel tells a value in one piece, and this is asked for again and again.
+    let mut value = [0; 256];
+    let length = File::open(path(key))?.read(&mut value)?;
+    Ok(String::from_utf8_lossy(&value[..length]).trim_end().to_owned())
 }
 
 /// Sets the value.

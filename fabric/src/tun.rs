@@ -17,6 +17,15 @@ use crate::link_name::LinkName;
 const FLAGS: libc::c_int =
     libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
 
+/// What stands before each packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PacketHeader {
+    /// Nothing.
+    None,
+    /// A `virtio_net_hdr` (`linux/virtio_net.h`), where the kernel has it.
+    VirtioNet,
+}
+
 /// Makes a persistent device: `ip tuntap add dev NAME mode tun multi_queue vnet_hdr`.
 ///
 /// # Errors
@@ -34,14 +43,15 @@ pub fn create(name: LinkName) -> io::Result<()> {
 /// Opens one more queue of a device that [`create`] made, or the only one of a device that
 /// somebody else made for one program. The queue ends with the descriptor.
 ///
-/// Packets have a `virtio_net_hdr` before them if `header` asks for it and the kernel has it.
-///
 /// # Errors
 /// If there is no such device, or if it is of another kind; with `EBUSY` if it has no other queue.
-pub fn open_queue(name: LinkName, header: bool) -> io::Result<OwnedFd> {
+pub fn open_queue(name: LinkName, header: PacketHeader) -> io::Result<OwnedFd> {
     // Attaching would make a device that is not there, and that one would vanish with us.
     nix::net::if_::if_nametoindex(name.as_str())?;
-    let flags = if header { FLAGS } else { FLAGS & !libc::IFF_VNET_HDR };
+    let flags = match header {
+        PacketHeader::VirtioNet => FLAGS,
+        PacketHeader::None => FLAGS & !libc::IFF_VNET_HDR,
+    };
     attach(name, flags).or_else(|error| match error.raw_os_error() {
         Some(libc::EINVAL) => attach(name, flags & !libc::IFF_MULTI_QUEUE),
         _ => Err(error),

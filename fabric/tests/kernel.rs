@@ -20,7 +20,7 @@ use fabric::netstate::{
     VethPeer, Vxlan,
 };
 use fabric::plan::{LinkChange, Op, Plan, diff};
-use fabric::tun;
+use fabric::tun::{self, PacketHeader};
 use fabric::vni::Vni;
 use flannel_tests::sandbox::sandboxed;
 
@@ -454,8 +454,9 @@ ip route add 10.244.0.0/16 dev flannel0 proto 199
         );
         let again = converge(&mut socket, &Scope::of(&desired), &desired).unwrap();
         assert!(again.plan.is_empty(), "{}", again.plan);
-        let _queues = [tun::open_queue(link, true).unwrap(), tun::open_queue(link, true).unwrap()];
-        assert!(tun::open_queue(name("flannel9"), true).is_err());
+        let open = |link| tun::open_queue(link, PacketHeader::VirtioNet);
+        let _queues = [open(link).unwrap(), open(link).unwrap()];
+        assert!(open(name("flannel9")).is_err());
         assert_eq!(tun::create(link).unwrap_err().raw_os_error(), Some(libc::EEXIST));
     });
 }

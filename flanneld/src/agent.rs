@@ -35,7 +35,7 @@ use crate::rules::engine::warn_without_bridge_filter;
 use crate::setup::{self, Choices, Setup};
 use crate::shutdown::Shutdown;
 use crate::store::{DirectoryStore, EtcdStore, KubeStore, LeaseStore, StoreError};
-use crate::{health, install, readdress, renewal, retry};
+use crate::{health, install, readdress, renewal, retry, tally};
 
 /// The network configuration is asked for this often until there is a valid one.
 const CONFIG_RETRY: Duration = Duration::from_secs(1);
@@ -154,7 +154,6 @@ async fn serve(
     };
     warn_without_bridge_filter(setup.engine, families.iter().copied());
     let kernel = Kernel::start().map_err(system("start the thread that speaks to the kernel"))?;
-    let traffic = kernel::log_traffic_on_signal(kernel.clone());
     let node = Node {
         setup,
         rules: options.rules,
@@ -187,7 +186,9 @@ async fn serve(
     };
     let circumstances =
         Circumstances { interface: interface.clone(), held: held.clone(), choices: &choices };
-    let channels = Channels { leases, setups, publish, held, doubts, notifications, ready };
+    let asked = Notify::new();
+    let channels =
+        Channels { leases, setups, publish, held, doubts, notifications, ready, asked: &asked };
     tokio::select! {
         () = store.watch(updates, &relist) => Ok(()),
         () = store.watch_config(&config_changed) => Ok(()),
@@ -198,7 +199,7 @@ async fn serve(
         () = setup::remake(config, interface, &choices, remade) => Ok(()),
         () = notify_supervisor(is_ready.clone()) => Ok(()),
         () = install::tell_runtime(options.cni_conf, is_ready) => Ok(()),
-        ended = traffic => ended.map_err(system("listen for SIGUSR1")),
+        ended = tally::ask_on_signal(&asked) => ended.map_err(system("listen for SIGUSR1")),
     }
 }
 

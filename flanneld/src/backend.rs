@@ -19,7 +19,7 @@ use serde_json::Value;
 use crate::config::BackendConfig;
 use crate::external_interface::{ExternalInterface, Underlay};
 use crate::family::{Family, PerFamily};
-use crate::lease::{Attributes, LeaseKey};
+use crate::lease::{Attributes, BackendData, LeaseKey};
 
 use host_gw::HostGw;
 use udp::Udp;
@@ -67,7 +67,7 @@ pub(crate) struct Peer<'a> {
     /// Its backend.
     pub(crate) backend_type: &'a str,
     /// What its backend published for this family.
-    pub(crate) data: Option<&'a Value>,
+    pub(crate) data: Option<&'a BackendData>,
 }
 
 impl<'a> Peer<'a> {
@@ -243,6 +243,32 @@ pub(crate) enum Reason {
         "its public address {0} is behind a router, where only a tunnel reaches, not on the network of {1}"
     )]
     NotOnLink(IpAddr, LinkName),
+}
+
+impl Reason {
+    /// Whether the peer claims what an older peer has, or this node.
+    pub(crate) const fn is_conflict(&self) -> bool {
+        matches!(
+            self,
+            Self::OverlapsOwn | Self::OverlapsPeer(_) | Self::OurPublicIp(_) | Self::SameMac(_)
+        )
+    }
+
+    /// Returns what peers are that are left out for such a reason.
+    pub(crate) const fn kind(&self) -> &'static str {
+        match self {
+            Self::OutsideNetwork(_) => "outside of the network",
+            Self::OverlapsOwn | Self::OverlapsPeer(_) => "overlapping",
+            Self::HostBits => "with host bits",
+            Self::NoPublicIp(_) | Self::PublicIp(_) => "without a usable address",
+            Self::OurPublicIp(_) => "with our address",
+            Self::BackendType { .. } => "of another backend",
+            Self::BackendData(_) => "with broken data",
+            Self::SameMac(_) => "with a used Ethernet address",
+            Self::NoIpv6OverUdp => "without IPv6 over udp",
+            Self::NotOnLink(..) => "behind a router",
+        }
+    }
 }
 
 /// Why the configuration of a backend cannot be used.

@@ -11,7 +11,6 @@ use fabric::link_name::LinkName;
 use fabric::netlink::{ApplyError, NetlinkError, Report, Scope, Socket, converge};
 use fabric::netstate::NetState;
 use fabric::sysctl;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use tracing::{debug, warn};
 
@@ -46,6 +45,14 @@ pub(crate) struct Outcome {
     pub(crate) rules_unwatched: bool,
 }
 
+impl Outcome {
+    /// Returns everything that failed.
+    pub(crate) fn failures(&self) -> impl Iterator<Item = &String> {
+        let Self { node_failures, peer_failures, leftovers, .. } = self;
+        node_failures.iter().chain(peer_failures).chain(leftovers)
+    }
+}
+
 /// What the applier thread is asked for.
 enum Request {
     MakeTrue(Box<Wanted>, oneshot::Sender<Outcome>),
@@ -53,14 +60,12 @@ enum Request {
 }
 
 /// The way to the applier thread.
-#[derive(Clone)]
 pub(crate) struct Kernel {
     requests: blocking::Sender<Request>,
 }
 
 impl Kernel {
-    /// Starts the thread, in the network namespace of this one. It ends with this value and all
-    /// clones of it.
+    /// Starts the thread, in the network namespace of this one. It ends with this value.
     pub(crate) fn start() -> std::io::Result<Self> {
         let mut socket = Socket::open()?;
         let (requests, queue) = blocking::channel();
@@ -101,23 +106,19 @@ impl Kernel {
             },
         }
     }
-}
 
-/// Logs, whenever SIGUSR1 comes, what this program itself carried for each peer.
-pub(crate) async fn log_traffic_on_signal(kernel: Kernel) -> std::io::Result<()> {
-    let mut signals = signal(SignalKind::user_defined1())?;
-    while signals.recv().await.is_some() {
+    /// Logs what this program itself carried for each peer, if it carries packets.
+    pub(crate) fn log_traffic(&self) {
         // Nobody answers any more only when the program is ending.
-        let _ending = kernel.requests.send(Request::LogTraffic);
+        let _ending = self.requests.send(Request::LogTraffic);
     }
-    Ok(())
 }
 
 fn make_true(
     socket: &mut Socket,
     rules: &mut RuleKeeper,
     data_paths: &mut Vec<DataPath>,
-    wanted: Wanted,
+    mut wanted: Wanted,
 ) -> Outcome {
     let mut outcome = Outcome::default();
     match converge(socket, &wanted.scope, &wanted.state) {
@@ -131,12 +132,13 @@ fn make_true(
         }
         Err(error) => outcome.node_failures.push(chain(&error)),
     }
-    make_rules_true(rules, &wanted, &mut outcome);
-    for forwarding in wanted.forwarding {
+    // Before the rules, which are there already after a restart, and take programs to look at.
+    for forwarding in std::mem::take(&mut wanted.forwarding) {
         if let Err(error) = DataPath::ensure(data_paths, forwarding) {
             outcome.node_failures.push(chain(&error));
         }
     }
+    make_rules_true(rules, &wanted, &mut outcome);
     outcome
 }
 

@@ -34,7 +34,6 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
-use serde_json::Value;
 
 use crate::family::{Family, PerFamily};
 pub(crate) use backend_data::BackendData;
@@ -84,10 +83,10 @@ impl Attributes {
     }
 
     /// Returns what the backend needs to know about the node, for a family.
-    pub(crate) fn data(&self, family: Family) -> Option<&Value> {
+    pub(crate) fn data(&self, family: Family) -> Option<&BackendData> {
         match family {
-            Family::V4 => self.backend_data.as_ref().map(BackendData::value),
-            Family::V6 => self.backend_v6_data.as_ref().map(BackendData::value),
+            Family::V4 => self.backend_data.as_ref(),
+            Family::V6 => self.backend_v6_data.as_ref(),
         }
     }
 

@@ -14,8 +14,8 @@ use crate::external_interface::{self, ExternalInterface};
 use crate::kernel;
 use crate::store::LeaseStore;
 
-/// How often it is looked without a notification.
-const CHECK: Duration = Duration::from_secs(10);
+/// How often it is looked without a notification. A large cluster has thousands of routes to look at.
+const CHECK: Duration = Duration::from_secs(60);
 
 /// Tells about every change, as long as the program runs.
 pub(crate) async fn follow(

@@ -17,28 +17,32 @@ use std::time::Duration;
 use fabric::netstate::{NetState, RouteKey, Sysctl};
 use fabric::subnet_file::SubnetFile;
 use fabric::sysctl;
-use ipnetwork::IpNetwork;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, interval_at, sleep_until};
-use tracing::{debug, error, info, warn};
+use tracing::{debug, error, info};
 
-use crate::backend::{self, Backends, Reason};
+use crate::backend::{self, Backends};
 use crate::clock;
 use crate::errors::chain;
 use crate::former::Former;
 use crate::health::Readiness;
-use crate::kernel::{Kernel, Outcome, Wanted};
+use crate::kernel::{Kernel, Wanted};
 use crate::lease::table::{LeaseTable, LeaseUpdate};
 use crate::lease::{Attributes, Lease};
+use crate::neighbour_limits;
 use crate::notifications::{Interest, Notifications};
+use crate::report::Report;
 use crate::rules::{self, RuleOptions};
 use crate::setup::Setup;
 
 /// Finds what no notification told.
 const CHECK_INTERVAL: Duration = Duration::from_secs(60);
+/// Such comparisons take at most one part in so many of the time, unless that made them too rare.
+const CHECK_SHARE: u32 = 10_000;
+const CHECK_INTERVAL_MAX: Duration = Duration::from_secs(300);
 /// The kernel does not tell when its parameters change, nor the file system when a file goes: they
 /// are glanced at this often, which takes some ten microseconds.
-const GLANCE_INTERVAL: Duration = Duration::from_millis(500);
+const GLANCE_INTERVAL: Duration = Duration::from_millis(700);
 /// Notifications come in bursts, also for what a pass does itself.
 const SETTLE_MIN: Duration = Duration::from_millis(20);
 /// While notifications do not end, passes take at most one part in so many of the time.
@@ -77,6 +81,8 @@ pub(crate) struct Channels<'a> {
     pub(crate) doubts: mpsc::Sender<()>,
     pub(crate) notifications: Notifications<'a>,
     pub(crate) ready: watch::Sender<Readiness>,
+    /// Told when somebody asks what was done so far.
+    pub(crate) asked: &'a Notify,
 }
 
 /// The state of the loop.
@@ -84,8 +90,7 @@ struct Reconciler {
     node: Node,
     own: Lease,
     table: LeaseTable,
-    left_out: BTreeMap<IpNetwork, Reason>,
-    failures: Vec<String>,
+    report: Report,
     /// The backends before the last change, as long as something of them is still needed.
     retiring: Option<Backends>,
     /// How long the last pass took.
@@ -114,8 +119,7 @@ pub(crate) async fn run(node: Node, mut channels: Channels<'_>) -> io::Result<()
         node,
         own,
         table: LeaseTable::default(),
-        left_out: BTreeMap::new(),
-        failures: Vec::new(),
+        report: Report::default(),
         retiring: None,
         duration: Duration::ZERO,
         rules_unwatched: false,
@@ -179,6 +183,10 @@ impl Reconciler {
                     settling = true;
                     deadline = deadline.min(Instant::now() + self.settle());
                 }
+                () = channels.asked.notified() => {
+                    self.report.so_far();
+                    self.node.kernel.log_traffic();
+                }
                 _ = glances.tick() => {
                     if self.is_disturbed() {
                         return Ok(true);
@@ -227,7 +235,10 @@ impl Reconciler {
 
     /// Returns how long a comparison holds if nothing is heard.
     fn check_interval(&self) -> Duration {
-        if self.rules_unwatched { self.node.rules_interval } else { CHECK_INTERVAL }
+        if self.rules_unwatched {
+            return self.node.rules_interval;
+        }
+        (self.duration * CHECK_SHARE).clamp(CHECK_INTERVAL, CHECK_INTERVAL_MAX)
     }
 
     /// Returns how long the next peer is kept whose lease has ended.
@@ -260,9 +271,9 @@ impl Reconciler {
     ) -> bool {
         self.table.forget(clock::since_boot());
         let own = self.own.subnet;
-        let leases: Vec<_> = self.table.peers(&own).collect();
+        let leases = self.table.peers(&own);
         let start = Instant::now();
-        let Setup { backends, networks, engine, attributes, .. } = &self.node.setup;
+        let Setup { backends, networks, engine, attributes, on_link, .. } = &self.node.setup;
         let in_use = || backend::tunnels_in_use(&leases);
         let left = self.node.former.scope(&backends.devices(), in_use);
         let mut scope = backends.scope(&own, &leases).join(left);
@@ -274,7 +285,8 @@ impl Reconciler {
         let retired = remains.as_ref().is_some_and(|remains| *remains == NetState::default());
         desired.state.extend(remains.unwrap_or_default());
         self.sysctls.clone_from(&desired.state.sysctls);
-        let peers = leases.len().saturating_sub(desired.left_out.len());
+        self.report.peers(leases.len(), desired.left_out);
+        self.report.shortages(neighbour_limits::shortages(on_link, &leases, &desired.state));
         let mut state = desired.state;
         if self.node.blackhole {
             state.blackholes.extend(own.subnets().map(RouteKey::last_resort));
@@ -287,12 +299,11 @@ impl Reconciler {
             forwarding: desired.forwarding,
         };
         let attributes = attributes.clone();
-        self.report_left_out(desired.left_out);
         begin(ready);
         let outcome = self.node.kernel.make_true(wanted).await;
         self.duration = start.elapsed();
         self.rules_unwatched = outcome.rules_unwatched;
-        self.report(&outcome, peers);
+        self.report.outcome(&outcome, self.duration);
         let written = outcome.node_failures.is_empty() && self.write_subnet_file();
         if outcome.node_failures.is_empty() {
             publish.send_if_modified(|published| {
@@ -340,36 +351,6 @@ impl Reconciler {
             }
         }
     }
-
-    fn report(&mut self, outcome: &Outcome, peers: usize) {
-        let duration_ms = milliseconds(self.duration);
-        if outcome.operations > 0 {
-            info!(operations = outcome.operations, peers, duration_ms, "kernel state corrected");
-        } else {
-            debug!(peers, duration_ms, "kernel state is as it shall be");
-        }
-        let failures = [&outcome.node_failures, &outcome.peer_failures, &outcome.leftovers];
-        let failures: Vec<_> = failures.into_iter().flatten().cloned().collect();
-        for failure in failures.iter().filter(|failure| !self.failures.contains(failure)) {
-            warn!("the kernel refused: {failure}");
-        }
-        self.failures = failures;
-    }
-
-    fn report_left_out(&mut self, left_out: Vec<(IpNetwork, Reason)>) {
-        let left_out: BTreeMap<_, _> = left_out.into_iter().collect();
-        for (subnet, reason) in &left_out {
-            if self.left_out.get(subnet) != Some(reason) {
-                warn!(%subnet, %reason, "a peer is left out");
-            }
-        }
-        self.left_out = left_out;
-    }
-}
-
-/// With one decimal.
-fn milliseconds(duration: Duration) -> f64 {
-    (duration.as_secs_f64() * 1e4).round() / 10.0
 }
 
 /// Notes when the kernel was asked; nobody has to look at that at once.

@@ -5,7 +5,6 @@ use std::path::Path;
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
-use serde_json::Value;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::sleep;
 use tracing::{debug, error, info, warn};
@@ -15,7 +14,7 @@ use crate::family::Family;
 use crate::health::Readiness;
 use crate::lease::acquire::Request;
 use crate::lease::keeper::{Answer, Keeper, Notice, Step, Time, Timing, summary};
-use crate::lease::{Attributes, Lease, LeaseKey};
+use crate::lease::{Attributes, BackendData, Lease, LeaseKey};
 use crate::pods;
 use crate::store::{LEASE_TTL, SharedStore, StoreError};
 use crate::trouble::Trouble;
@@ -169,7 +168,8 @@ fn who(attributes: Option<&Attributes>) -> String {
     let addresses = Family::ALL.into_iter().filter_map(|family| attributes.public(family));
     let data = Family::ALL.into_iter().filter_map(|family| attributes.data(family));
     let kind = [attributes.backend_type.clone()].into_iter();
-    let words = addresses.map(|ip| ip.to_string()).chain(kind).chain(data.map(Value::to_string));
+    let words =
+        addresses.map(|ip| ip.to_string()).chain(kind).chain(data.map(BackendData::to_string));
     words.collect::<Vec<_>>().join(" ")
 }
 

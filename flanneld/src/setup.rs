@@ -21,6 +21,7 @@ use crate::external_interface::ExternalInterface;
 use crate::family::{Family, PerFamily};
 use crate::kernel;
 use crate::lease::Attributes;
+use crate::on_link::OnLink;
 use crate::rules::engine::Engine;
 
 /// How this node takes part in the network.
@@ -28,6 +29,8 @@ pub(crate) struct Setup {
     pub(crate) backends: Backends,
     /// The interface between nodes.
     pub(crate) underlay: LinkName,
+    /// What is on its network.
+    pub(crate) on_link: OnLink,
     /// The networks of all pods.
     pub(crate) networks: PerFamily<IpNetwork>,
     /// What evaluates the rules.
@@ -53,6 +56,7 @@ impl Setup {
             attributes: backends.attributes(interface),
             backends,
             underlay: interface.name,
+            on_link: interface.on_link.clone(),
             networks,
             engine: choices.engine(config),
         })

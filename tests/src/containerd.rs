@@ -1,6 +1,8 @@
 //! containerd, and an image with a web server for it. It needs root, in a sandbox that has the users
 //! and the control groups of the machine.
 
+use std::env;
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -20,6 +22,22 @@ pub const IMAGE: &str = "localhost/pod:test";
 pub const SERVER: [&str; 6] = ["/bin/httpd", "-f", "-p", "80", "-h", "/etc"];
 /// What the server says.
 pub const GREETING: &str = "hello from the pod\n";
+
+/// Names a directory with another containerd than the installed one.
+const PROGRAMS: &str = "TEST_CONTAINERD";
+
+/// Whether this is another containerd than the installed one, and of version 2: from then on it asks for
+/// the status of a network. `tests/requirements.sh newer` unpacks one into `target/suites/sid/usr/bin`.
+pub fn asks_for_status() -> bool {
+    env::var_os(PROGRAMS).is_some()
+}
+
+fn installed(program: &str) -> Command {
+    let Some(directory) = env::var_os(PROGRAMS) else { return program::installed(program) };
+    let mut command = Command::new(Path::new(&directory).join(program));
+    command.env("PATH", [directory, program::search_path()].join(OsStr::new(":")));
+    command
+}
 
 /// Starts it with its data in `/run`, with or without what kubelet talks to.
 ///
@@ -45,7 +63,7 @@ disabled_plugins = [{disabled}]
 "#
     );
     fs::write("/run/containerd.toml", config).expect("/run is ours");
-    let mut command = program::installed("containerd");
+    let mut command = installed("containerd");
     let daemon = Daemon::start("containerd", command.args(["-c", "/run/containerd.toml"]));
     wait::until_true("containerd answers", || {
         program::outcome(&mut ctr(&["version"])).status.success()
@@ -55,7 +73,7 @@ disabled_plugins = [{disabled}]
 
 /// A command of its own client.
 pub fn ctr(arguments: &[&str]) -> Command {
-    let mut command = program::installed("ctr");
+    let mut command = installed("ctr");
     command.args(["--address", SOCKET, "--namespace", "k8s.io"]).args(arguments);
     command
 }
@@ -98,7 +116,10 @@ pub fn import_image() {
         format!(r#"[{{"Config":"config.json","RepoTags":["{IMAGE}"],"Layers":["layer.tar"]}}]"#);
     fs::write("/run/image/manifest.json", manifest).expect("/run is ours");
     sh("tar -C /run/image -cf /run/image.tar manifest.json config.json layer.tar");
-    program::run(&mut ctr(&["images", "import", "--snapshotter", "native", "/run/image.tar"]));
+    // Later ones unpack by a service that knows one snapshotter only, unless told not to.
+    let by_itself = asks_for_status().then_some("--local");
+    let arguments = ["--snapshotter", "native", "/run/image.tar"];
+    program::run(ctr(&["images", "import"]).args(by_itself).args(arguments));
 }
 
 /// What the server says at an address, if there is one.

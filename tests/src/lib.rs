@@ -18,11 +18,15 @@ pub mod sandbox;
 pub mod wait;
 pub mod yaml;
 
+pub mod bad_link;
 pub mod cluster;
+pub mod crowd;
+pub mod device;
 pub mod etcd;
 pub mod etcd_cluster;
 pub mod fault;
 pub mod http_proxy;
+pub mod impairment;
 pub mod kube_api;
 pub mod lease_lab;
 pub mod net_conf;

@@ -4,17 +4,16 @@
 //! It speaks the plain wire, as a peer in tests, and is what the benchmark compares with. It works
 //! as flannel's C program does.
 
-#![expect(unsafe_code, reason = "a TUN device is made by ioctl")]
-
 use std::fs::File;
 use std::io::{ErrorKind, Read, Result, Write};
 use std::net::{Ipv4Addr, UdpSocket};
-use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
+use crate::device::{self, Layer};
+use crate::impairment::{Fate, Impairment};
 use crate::node::Node;
 use crate::program;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -32,15 +31,6 @@ pub struct PlainTunnel {
 /// A subnet of 256 addresses, and the underlay address of the node that has it.
 pub type Peer = (Ipv4Addr, Ipv4Addr);
 
-/// What becomes of packets to the underlay on their way.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Impairment {
-    /// Every so many packets, one is lost; 0 is never.
-    pub lose_every: usize,
-    /// Every so many packets, one is overtaken by the next; 0 is never.
-    pub hold_every: usize,
-}
-
 impl PlainTunnel {
     /// Makes `flannel0` on a node that has the subnet `own`/24 of 10.244.0.0/16, and starts to
     /// carry packets.
@@ -52,7 +42,7 @@ impl PlainTunnel {
         let open = move || -> Result<(File, UdpSocket)> {
             let socket = UdpSocket::bind((address, PORT))?;
             socket.set_nonblocking(true)?;
-            Ok((open_device()?, socket))
+            Ok((device::open("flannel0", Layer::Ip)?, socket))
         };
         let (device, socket) = node.namespace().inside(open).expect("a device and a socket");
         node.ip(&format!("address add {own}/32 dev flannel0"));
@@ -88,7 +78,7 @@ impl Drop for PlainTunnel {
 pub fn run(address: Ipv4Addr, own: Ipv4Addr, mtu: u16, peer: Peer) -> ! {
     let socket = UdpSocket::bind((address, PORT)).expect("the port is free");
     socket.set_nonblocking(true).expect("sockets can be");
-    let device = open_device().expect("there is /dev/net/tun");
+    let device = device::open("flannel0", Layer::Ip).expect("there is /dev/net/tun");
     for arguments in [
         format!("address add {own}/32 dev flannel0"),
         format!("link set flannel0 mtu {mtu} up"),
@@ -144,13 +134,13 @@ impl Relay {
     fn send(&mut self, len: usize) {
         let (packet, to) = (&self.buffer[..len], self.peers[0].1);
         self.count += 1;
-        let is_turn = |every: usize| every > 0 && self.count.is_multiple_of(every);
-        if is_turn(self.way.lose_every) {
-            return;
-        }
-        if is_turn(self.way.hold_every) && self.held.is_none() {
-            self.held = Some((packet.to_vec(), to));
-            return;
+        match self.way.fate(self.count) {
+            Fate::Lost => return,
+            Fate::Waits if self.held.is_none() => {
+                self.held = Some((packet.to_vec(), to));
+                return;
+            }
+            Fate::Waits | Fate::Passes => {}
         }
         let _lost = self.socket.send_to(packet, (to, PORT));
         if let Some((packet, to)) = self.held.take() {
@@ -183,24 +173,4 @@ fn decrement_ttl(packet: &mut [u8]) -> bool {
     let checksum = u16::from_be_bytes([high, low]) + u16::from(carry);
     packet[10..12].copy_from_slice(&checksum.to_be_bytes());
     true
-}
-
-fn open_device() -> Result<File> {
-    let device = File::options()
-        .read(true)
-        .write(true)
-        .custom_flags(libc::O_NONBLOCK)
-        .open("/dev/net/tun")?;
-    // SAFETY: the structure is of integers and unions of such, for all of which zero is valid.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(b"flannel0") {
-        *to = libc::c_char::from_ne_bytes([*from]);
-    }
-    request.ifr_ifru.ifru_flags =
-        libc::c_short::try_from(libc::IFF_TUN | libc::IFF_NO_PI).expect("small flags");
-    // SAFETY: TUNSETIFF reads and writes one ifreq, which lives until the call returns.
-    match unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETIFF, &raw mut request) } {
-        0 => Ok(device),
-        _ => Err(std::io::Error::last_os_error()),
-    }
 }

@@ -66,9 +66,14 @@ fn configured(routes: &str) -> impl Iterator<Item = &str> {
 
 /// Those parameters of the tunnels that flanneld sets.
 fn parameters(node: &Node) -> String {
-    let value = |device| {
-        let path = format!("/proc/sys/net/ipv6/conf/{device}/accept_ra");
+    let value = |parameter| {
+        let path = format!("/proc/sys/net/{parameter}");
         fs::read_to_string(&path).map_or_else(|_| String::new(), |value| format!("{path} {value}"))
     };
-    node.namespace().inside(move || ["flannel.1", "flannel-v6.1"].map(value).concat())
+    let parameters = [
+        "ipv6/conf/flannel.1/accept_ra",
+        "ipv6/conf/flannel-v6.1/accept_ra",
+        "ipv4/conf/flannel0/accept_local",
+    ];
+    node.namespace().inside(move || parameters.map(value).concat())
 }

@@ -95,6 +95,41 @@ pub fn tcp_stream(
     received.and(sent)
 }
 
+/// Sends over one TCP stream for so long, and returns how many bytes arrived.
+///
+/// # Panics
+/// If the stream cannot be had.
+pub fn stream_for(
+    from: &Namespace,
+    to: &Namespace,
+    address: impl Into<IpAddr>,
+    time: Duration,
+) -> u64 {
+    let address = address.into();
+    let (listener, port) = listen(to, address).expect("a port is free");
+    let receiver = to.spawn(move || {
+        let (mut stream, _) = listener.accept().expect("the sender connects");
+        let mut buffer = vec![0; 256 << 10];
+        let (start, mut bytes) = (Instant::now(), 0);
+        while start.elapsed() < time {
+            match stream.read(&mut buffer) {
+                Ok(0) | Err(_) => break,
+                Ok(count) => bytes += count as u64,
+            }
+        }
+        bytes
+    });
+    let sender = from.spawn(move || {
+        let mut stream = TcpStream::connect((address, port)).expect("the receiver listens");
+        let buffer = vec![0; 128 << 10];
+        // Until the receiver has had enough.
+        while stream.write_all(&buffer).is_ok() {}
+    });
+    let bytes = receiver.join().expect("the receiver ends");
+    sender.join().expect("the sender ends");
+    bytes
+}
+
 /// Connects to a server in `to`, and returns the address that the server sees the client under.
 ///
 /// # Errors

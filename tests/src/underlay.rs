@@ -2,6 +2,9 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use crate::bad_link::BadLink;
+use crate::device::{self, Layer};
+use crate::impairment::Impairment;
 use crate::namespace::Namespace;
 
 /// The bridge that joins hosts; its own addresses are their default gateways.
@@ -39,14 +42,35 @@ impl Underlay {
     /// Makes a host: a namespace with an `eth0` on the underlay, its addresses and default routes.
     pub fn host(&self, name: &str, number: u8) -> Namespace {
         let host = Namespace::create(name);
-        let address = Self::address(number);
         self.plug(name, "eth0", name);
+        Self::configure(&host, number);
+        host
+    }
+
+    /// Gives a host another link to the underlay, which loses and delays frames, and has none of
+    /// the offloads of other links; the host has only the addresses and routes of a new one.
+    ///
+    /// # Panics
+    /// If interfaces cannot be made.
+    pub fn impair(&self, host: &Namespace, number: u8, way: Impairment) -> BadLink {
+        host.ip("link delete eth0");
+        let port = host.name().to_owned();
+        let ends = [
+            host.inside(|| device::open("eth0", Layer::Ethernet)),
+            self.bridge.inside(move || device::open(&port, Layer::Ethernet)),
+        ];
+        self.bridge.ip(&format!("link set {} master br0 up", host.name()));
+        Self::configure(host, number);
+        BadLink::between(ends.map(|end| end.expect("there is /dev/net/tun")), way)
+    }
+
+    fn configure(host: &Namespace, number: u8) {
+        let address = Self::address(number);
         host.ip(&format!("address add {address}/24 dev eth0"));
         host.ip(&format!("address add {}/64 dev eth0 nodad", Self::address6(number)));
         host.ip("link set eth0 up");
         host.ip(&format!("route add default via {GATEWAY}"));
         host.ip(&format!("route add default via {GATEWAY6}"));
-        host
     }
 
     /// Gives a network namespace, by its name or the process in it, a link to the bridge, whose end

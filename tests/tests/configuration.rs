@@ -13,16 +13,8 @@ use flannel_tests::sandbox::sandboxed;
 use flannel_tests::wait;
 use serde_json::{Value, json};
 
-/// What is there for Kubernetes and systemd; the test `manifests` reads it.
-const MANIFESTS: [&str; 7] = [
-    "README.md",
-    "kube-flannel.yml",
-    "kustomization.yaml",
-    "helm",
-    "flanneld.service",
-    "Containerfile",
-    "image.sh",
-];
+/// How files with samples end; what else is in `config`, the test `manifests` reads.
+const ENDINGS: [&str; 2] = ["json", "conflist"];
 
 fn samples() -> Vec<(String, String)> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config");
@@ -30,7 +22,7 @@ fn samples() -> Vec<(String, String)> {
     let name = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
     entries
         .map(|path| (name(&path), path))
-        .filter(|(name, _)| !MANIFESTS.contains(&name.as_str()))
+        .filter(|(name, _)| ENDINGS.iter().any(|ending| name.ends_with(&format!(".{ending}"))))
         .map(|(name, path)| (name, fs::read_to_string(path).unwrap()))
         .collect()
 }
@@ -38,6 +30,7 @@ fn samples() -> Vec<(String, String)> {
 #[test]
 fn every_sample_is_json_and_has_what_its_readers_need() {
     let samples = samples();
+    assert!(samples.len() > 5, "{samples:?}");
     assert!(!samples.is_empty());
     for (name, text) in samples {
         let parsed: Value = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{name}: {e}"));

@@ -10,6 +10,7 @@ use std::time::Duration;
 use flannel_tests::cluster::{Cluster, ETCD_PREFIX, LeaseStore, STOCK_NETWORK, Store};
 use flannel_tests::daemon::Daemon;
 use flannel_tests::etcd::Etcd;
+use flannel_tests::net_conf::{Stack, network};
 use flannel_tests::pod::{self, Pod};
 use flannel_tests::program;
 use flannel_tests::sandbox::sandboxed;
@@ -278,29 +279,36 @@ fn etcd_outage_leaves_the_network_alone_and_is_survived() {
 
 #[test]
 fn restart_keeps_the_subnet_that_etcd_has_for_this_address() {
-    sandboxed(|| restart_without_a_subnet_file_keeps_the_subnet(Store::Etcd));
+    sandboxed(|| restart_without_a_subnet_file_keeps_the_subnet(Store::Etcd, "vxlan"));
 }
 
 #[test]
 fn restart_keeps_the_subnet_that_the_directory_has_for_this_address() {
-    sandboxed(|| restart_without_a_subnet_file_keeps_the_subnet(Store::Directory));
+    sandboxed(|| restart_without_a_subnet_file_keeps_the_subnet(Store::Directory, "vxlan"));
+}
+
+#[test]
+fn restart_keeps_the_subnet_with_udp() {
+    sandboxed(|| restart_without_a_subnet_file_keeps_the_subnet(Store::Directory, "udp"));
 }
 
 #[test]
 fn restart_keeps_the_subnet_that_kubernetes_has_for_this_node() {
-    sandboxed(|| restart_without_a_subnet_file_keeps_the_subnet(Store::Kube));
+    sandboxed(|| restart_without_a_subnet_file_keeps_the_subnet(Store::Kube, "vxlan"));
 }
 
-fn restart_without_a_subnet_file_keeps_the_subnet(store: Store) {
-    let mut cluster = Cluster::running(2, store);
+fn restart_without_a_subnet_file_keeps_the_subnet(store: Store, backend: &str) {
+    let mut cluster = Cluster::running_with(2, store, &network(Stack::Ipv4, backend));
     let before = cluster.node(1).subnet_file().unwrap();
     cluster.stop(1);
     fs::remove_file(cluster.node(1).directory("/run/flannel/subnet.env")).unwrap();
-    cluster.node(1).ip("link delete flannel.1");
+    let device = if backend == "udp" { "flannel0" } else { "flannel.1" };
+    cluster.node(1).ip(&format!("link delete {device}"));
     cluster.start(1);
     cluster.wait_until_ready(1);
     assert_eq!(cluster.node(1).subnet_file().unwrap(), before);
     assert_eq!(cluster.store().leases().len(), 2);
+    cluster.wait_for_peers();
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests are tests")]
 
+use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use flannel_tests::cluster::{Cluster, Store};
@@ -9,6 +10,7 @@ use flannel_tests::pod::{self, Pod};
 use flannel_tests::sandbox::sandboxed;
 use flannel_tests::traffic::{Flow, ping};
 use flannel_tests::wait;
+use nix::sys::signal::Signal;
 
 #[test]
 fn peer_whose_lease_is_deleted_in_etcd_disappears_from_the_others() {
@@ -113,6 +115,39 @@ fn peer_with_a_new_mac_leaves_no_old_entry() {
         });
         assert_eq!(now.lines().count(), 1, "{now}");
         assert_eq!(cluster.node(1).ip("neighbour show dev flannel.1").lines().count(), 1);
+        for (from, to) in pod::pairs(&pods) {
+            ping(from.namespace(), to.address()).unwrap();
+        }
+    });
+}
+
+#[test]
+fn who_claims_what_an_older_peer_has_is_left_out_and_counted() {
+    sandboxed(|| {
+        let mut cluster = Cluster::running(2, Store::Etcd);
+        let pods = pod::attach_to_each(cluster.nodes(), 1);
+        let (key, _) = cluster.store().lease_of(cluster.node(2)).unwrap();
+        let route = cluster.node(1).ip("route show dev flannel.1");
+        let [_, _, third, _] = key.split('-').next().unwrap().parse::<Ipv4Addr>().unwrap().octets();
+        // A lower key than that of the peer, whose subnet is inside of it.
+        let claim = format!("10.244.{}.0-17", third & 0x80);
+        let lease = r#"{"PublicIP":"198.51.100.9","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:09"}}"#;
+        cluster.store().put(&format!("subnets/{claim}"), lease);
+        let told = |cluster: &mut Cluster, text: &str| {
+            wait::until_true(text, || cluster.flanneld(1).log().contains(text));
+        };
+        told(&mut cluster, "a peer is left out");
+        // Whoever sees both for the first time knows which one is older.
+        cluster.stop(1);
+        cluster.start(1);
+        cluster.wait_until_ready(1);
+        told(&mut cluster, "a peer is left out");
+        cluster.flanneld(1).signal(Signal::SIGUSR1);
+        told(
+            &mut cluster,
+            "what was done so far peers=1 left_out=1 overlapping conflicts=1 passes=",
+        );
+        assert_eq!(cluster.node(1).ip("route show dev flannel.1"), route);
         for (from, to) in pod::pairs(&pods) {
             ping(from.namespace(), to.address()).unwrap();
         }

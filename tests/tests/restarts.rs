@@ -1,4 +1,5 @@
-//! flanneld may be killed at any moment and started again: packets do not notice.
+//! flanneld may be killed at any moment and started again: packets do not notice, or pass again at
+//! once where flanneld itself carries them.
 
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests are tests")]
 
@@ -7,11 +8,14 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use flannel_tests::cluster::{Cluster, Store};
 use flannel_tests::net_conf::{Stack, network};
-use flannel_tests::pod;
+use flannel_tests::pod::Pod;
 use flannel_tests::sandbox::sandboxed;
 use flannel_tests::traffic::Flow;
+use flannel_tests::wait;
 
 const KILLS: u32 = 200;
+/// With udp, each is followed by a wait until packets pass.
+const UDP_KILLS: u32 = 40;
 
 /// Longer than a start takes, so that it is killed at every moment of it, and after it.
 const LIFE_MAX: Duration = Duration::from_millis(250);
@@ -27,25 +31,64 @@ fn two_hundred_kills_lose_no_packet_with_host_gw() {
 }
 
 fn kills_lose_no_packet(backend: &str) {
-    let mut cluster = Cluster::running_with(2, Store::Directory, &network(Stack::Ipv4, backend));
-    let pods = pod::attach_to_each(cluster.nodes(), 1);
-    let (from, to) = (&pods[0], &pods[1]);
+    let (mut cluster, [from, to]) = cluster_over(backend);
     let flow = Flow::start(from.namespace(), to.namespace(), to.address(), 1000).unwrap();
     let mut lives = Lives::new();
     let (start, mut complete) = (Instant::now(), 0);
     for kill in 0..KILLS {
-        let number = if kill % 2 == 0 { 1 } else { 2 };
-        cluster.kill(number);
-        cluster.start(number);
-        park_timeout(lives.next());
-        let log = cluster.flanneld(number).log();
-        assert_eq!(cluster.flanneld(number).status(), None, "{log}");
-        complete += u32::from(log.contains("subnet file written"));
+        complete += u32::from(live_once(&mut cluster, kill, &mut lives));
     }
     let time = start.elapsed();
     let report = flow.finish().unwrap();
     println!("{KILLS} kills in {time:.0?}, {complete} of them after a complete start: {report}");
     assert_eq!(report.lost(), 0, "{report}");
+    settles(&mut cluster);
+}
+
+#[test]
+fn packets_pass_again_after_every_kill_with_udp() {
+    sandboxed(|| {
+        let (mut cluster, [from, to]) = cluster_over("udp");
+        let flow = Flow::start(from.namespace(), to.namespace(), to.address(), 1000).unwrap();
+        let mut lives = Lives::new();
+        for kill in 0..UDP_KILLS {
+            live_once(&mut cluster, kill, &mut lives);
+            let before = flow.received();
+            wait::until_true("the flow goes on", || flow.received() > before + 50);
+            // The device was there all the time, with everything that belongs to it.
+            for node in cluster.nodes() {
+                assert!(node.ip("route show dev flannel0").starts_with("10.244.0.0/16 "));
+            }
+        }
+        println!("{UDP_KILLS} kills: {}", flow.finish().unwrap());
+        settles(&mut cluster);
+        let flow = Flow::start(from.namespace(), to.namespace(), to.address(), 1000).unwrap();
+        wait::until_true("the flow goes on", || flow.received() > 500);
+        let report = flow.finish().unwrap();
+        assert_eq!(report.lost(), 0, "after the last start: {report}");
+    });
+}
+
+fn cluster_over(backend: &str) -> (Cluster, [Pod; 2]) {
+    let cluster = Cluster::running_with(2, Store::Directory, &network(Stack::Ipv4, backend));
+    let pods = ["a", "b"].into_iter().zip(cluster.nodes());
+    let pods: Vec<_> = pods.map(|(name, node)| Pod::attach(node, name)).collect();
+    (cluster, pods.try_into().unwrap())
+}
+
+/// Kills flanneld on one of the nodes and lets the next one live for a while; true if that was long
+/// enough to start.
+fn live_once(cluster: &mut Cluster, kill: u32, lives: &mut Lives) -> bool {
+    let number = if kill.is_multiple_of(2) { 1 } else { 2 };
+    cluster.kill(number);
+    cluster.start(number);
+    park_timeout(lives.next());
+    let log = cluster.flanneld(number).log();
+    assert_eq!(cluster.flanneld(number).status(), None, "{log}");
+    log.contains("subnet file written")
+}
+
+fn settles(cluster: &mut Cluster) {
     for number in [1, 2] {
         cluster.wait_until_ready(number);
     }

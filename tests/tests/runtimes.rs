@@ -156,6 +156,16 @@ fn ctr_runs_a_pod_and_leaves_no_trace_of_it() {
     });
 }
 
+fn assert_asks_for_status(cri: &Cri) {
+    fs::rename("/run/flannel/subnet.env", "/run/flannel/away").unwrap();
+    wait::until("containerd tells what is missing", || match cri.ready() {
+        Err(text) if text.contains("subnet.env") => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    fs::rename("/run/flannel/away", "/run/flannel/subnet.env").unwrap();
+    wait::until("containerd can run pods again", || cri.ready());
+}
+
 #[test]
 fn containerd_runs_pods_for_kubelet_and_leaves_no_trace_of_them() {
     sandboxed_as_root(|| {
@@ -167,6 +177,9 @@ fn containerd_runs_pods_for_kubelet_and_leaves_no_trace_of_them() {
         for (list, text) in LISTS {
             use_list(list, text);
             wait::until(&format!("containerd can run pods over {list}"), || cri.ready());
+            if containerd::asks_for_status() && text.contains("1.1.0") {
+                assert_asks_for_status(&cri);
+            }
             let metadata = PodSandboxMetadata {
                 name: "pod".to_owned(),
                 uid: "uid".to_owned(),

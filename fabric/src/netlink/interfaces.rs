@@ -14,7 +14,7 @@ use netlink_packet_route::route::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::observe::{ip, local_address, name};
-use super::socket::{NetlinkError, Socket};
+use super::socket::{NetlinkError, Socket, row};
 use crate::link_name::LinkName;
 use crate::netstate::{ROUTE_PROTOCOL, RouteKey};
 
@@ -199,10 +199,13 @@ fn ways(
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         let mut request = RouteMessage::default();
         request.header.address_family = family;
-        for row in socket.dump("routes", &RouteNetlinkMessage::GetRoute(request))? {
-            let RouteNetlinkMessage::NewRoute(message) = row else { continue };
-            ways.extend(decode_ways(&message, interfaces));
-        }
+        // Of thousands of routes, most are ours.
+        let decode = |message: &[u8]| match row(message) {
+            Some(RouteNetlinkMessage::NewRoute(route)) => Some(decode_ways(&route, interfaces)),
+            _ => None,
+        };
+        let request = RouteNetlinkMessage::GetRoute(request);
+        ways.extend(socket.dump_with("routes", &request, decode)?.into_iter().flatten());
     }
     Ok(ways)
 }

@@ -10,14 +10,11 @@ use netlink_packet_route::link::{
     InfoData, InfoKind, InfoMacVlan, InfoTun, InfoVxlan, LinkAttribute, LinkExtentMask, LinkFlags,
     LinkInfo, LinkLayerType, LinkMessage, MacVlanMode,
 };
-use netlink_packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
-};
-use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteProtocol, RouteType,
-};
+use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage};
+use netlink_packet_route::route::{RouteAddress, RouteMessage, RouteProtocol, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
+use super::rows::{RouteRow, permanent_entry, route};
 use super::socket::{NetlinkError, Socket};
 use super::{bridge, parameters, shaping};
 use crate::link_name::LinkName;
@@ -143,8 +140,8 @@ impl Scope {
     }
 
     /// Whether a route can be of interest although it leaves by another link.
-    fn may_be_elsewhere(&self, message: &RouteMessage) -> bool {
-        match message.header.protocol {
+    fn may_be_elsewhere(&self, row: &RouteRow) -> bool {
+        match row.protocol {
             RouteProtocol::Other(ROUTE_PROTOCOL) => self.routes == Routes::OnLinksAndMarked,
             RouteProtocol::Boot => !self.adopted.is_empty(),
             _ => false,
@@ -163,10 +160,10 @@ impl Scope {
     }
 
     /// Only those with our mark are ours, because nothing else tells them apart.
-    fn has_blackhole(&self, message: &RouteMessage, key: &RouteKey) -> bool {
+    fn has_blackhole(&self, row: &RouteRow) -> bool {
         self.routes == Routes::OnLinksAndMarked
-            && message.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL)
-            && self.is_inside(key.destination)
+            && row.protocol == RouteProtocol::Other(ROUTE_PROTOCOL)
+            && self.is_inside(row.key.destination)
     }
 
     fn is_inside(&self, network: IpNetwork) -> bool {
@@ -214,8 +211,9 @@ pub fn observe(socket: &mut Socket, scope: &Scope) -> Result<NetState, NetlinkEr
             state.addresses.extend(addresses.filter(|address| scope.is_inside(address.ip)));
         }
         if scope.neighbours {
-            let rows = socket.dump("neighbours", &neighbours_on(*index))?;
-            state.neighbours.extend(rows.iter().filter_map(|row| decode_neighbour(row, &names)));
+            let rows = socket.dump_with("neighbours", &neighbours_on(*index), permanent_entry)?;
+            let named = rows.iter().filter_map(|row| Some((*names.get(&row.index)?, row)));
+            state.neighbours.extend(named.map(|(link, row)| ((link, row.ip), row.mac)));
         }
         if scope.shaping
             && let Some(to) = shaping::observe_redirect(socket, *index)?
@@ -225,8 +223,9 @@ pub fn observe(socket: &mut Socket, scope: &Scope) -> Result<NetState, NetlinkEr
             state.redirects.insert(names[index], link);
         }
         if scope.fdb {
-            let rows = socket.dump("FDB entries", &fdb_of(*index))?;
-            state.fdb.extend(rows.iter().filter_map(|row| decode_fdb_entry(row, &names)));
+            let rows = socket.dump_with("FDB entries", &fdb_of(*index), permanent_entry)?;
+            let named = rows.iter().filter_map(|row| Some((*names.get(&row.index)?, row)));
+            state.fdb.extend(named.map(|(link, row)| ((link, row.mac), row.ip)));
         }
     }
     if scope.vlans {
@@ -478,61 +477,11 @@ fn neighbours_on(index: u32) -> RouteNetlinkMessage {
     RouteNetlinkMessage::GetNeighbour(request)
 }
 
-fn decode_neighbour(
-    row: &RouteNetlinkMessage,
-    names: &BTreeMap<u32, LinkName>,
-) -> Option<((LinkName, IpAddr), MacAddr)> {
-    let (link, destination, mac) = permanent(row, names)?;
-    let ip = match destination {
-        NeighbourAddress::Inet(ip) => IpAddr::V4(*ip),
-        NeighbourAddress::Inet6(ip) => IpAddr::V6(*ip),
-        _ => return None,
-    };
-    Some(((link, ip), mac))
-}
-
 fn fdb_of(index: u32) -> RouteNetlinkMessage {
     let mut request = NeighbourMessage::default();
     request.header.family = AddressFamily::Bridge;
     request.header.ifindex = index;
     RouteNetlinkMessage::GetNeighbour(request)
-}
-
-fn decode_fdb_entry(
-    row: &RouteNetlinkMessage,
-    names: &BTreeMap<u32, LinkName>,
-) -> Option<((LinkName, MacAddr), IpAddr)> {
-    let (link, destination, mac) = permanent(row, names)?;
-    // The address comes undecoded, because the family of the message is that of bridges.
-    let NeighbourAddress::Other(bytes) = destination else { return None };
-    let vtep = <[u8; 4]>::try_from(bytes.as_slice())
-        .map(IpAddr::from)
-        .or_else(|_| <[u8; 16]>::try_from(bytes.as_slice()).map(IpAddr::from))
-        .ok()?;
-    Some(((link, mac), vtep))
-}
-
-fn permanent<'a>(
-    row: &'a RouteNetlinkMessage,
-    names: &BTreeMap<u32, LinkName>,
-) -> Option<(LinkName, &'a NeighbourAddress, MacAddr)> {
-    let RouteNetlinkMessage::NewNeighbour(message) = row else { return None };
-    let link = *names.get(&message.header.ifindex)?;
-    // `bridge fdb` sets another bit besides (`NUD_NOARP`).
-    if u16::from(message.header.state) & u16::from(NeighbourState::Permanent) == 0 {
-        return None;
-    }
-    let (mut destination, mut mac) = (None, None);
-    for attribute in &message.attributes {
-        match attribute {
-            NeighbourAttribute::Destination(address) => destination = Some(address),
-            NeighbourAttribute::LinkLayerAddress(bytes) => {
-                mac = <[u8; 6]>::try_from(bytes.as_slice()).ok().map(MacAddr);
-            }
-            _ => {}
-        }
-    }
-    Some((link, destination?, mac?))
 }
 
 fn observe_routes(
@@ -544,70 +493,33 @@ fn observe_routes(
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         let mut request = RouteMessage::default();
         request.header.address_family = family;
-        for row in socket.dump("routes", &RouteNetlinkMessage::GetRoute(request))? {
-            let RouteNetlinkMessage::NewRoute(message) = row else { continue };
-            if message.header.kind == RouteType::BlackHole {
-                blackholes
-                    .extend(decode_key(&message).filter(|key| scope.has_blackhole(&message, key)));
+        for row in socket.dump_with("routes", &RouteNetlinkMessage::GetRoute(request), route)? {
+            if row.kind == RouteType::BlackHole {
+                blackholes.extend(Some(row.key).filter(|_| scope.has_blackhole(&row)));
                 continue;
             }
-            let Some(index) = output_interface(&message) else { continue };
-            if scope.may_be_elsewhere(&message) && !names.contains_key(&index) {
+            let Some(index) = row.index else { continue };
+            if scope.may_be_elsewhere(&row) && !names.contains_key(&index) {
                 names.extend(socket.name_of(index)?.map(|name| (index, name)));
             }
-            let route = names.get(&index).and_then(|link| decode_route(&message, *link));
-            routes.extend(route.filter(|(key, route)| scope.has(key, route)));
+            let route = names.get(&index).and_then(|link| unicast(&row, *link));
+            routes.extend(route.map(|route| (row.key, route)).filter(|(k, r)| scope.has(k, r)));
         }
     }
     Ok((routes, blackholes))
 }
 
-fn output_interface(message: &RouteMessage) -> Option<u32> {
-    message.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Oif(index) => Some(*index),
-        _ => None,
-    })
-}
-
-fn decode_route(message: &RouteMessage, link: LinkName) -> Option<(RouteKey, Route)> {
-    let header = &message.header;
+/// Returns where a route leads that somebody made.
+fn unicast(row: &RouteRow, link: LinkName) -> Option<Route> {
     let kernel_made = matches!(
-        header.protocol,
+        row.protocol,
         RouteProtocol::Kernel | RouteProtocol::Ra | RouteProtocol::IcmpRedirect
     );
-    if kernel_made || header.kind != RouteType::Unicast {
+    if kernel_made || row.kind != RouteType::Unicast {
         return None;
     }
-    let (mut via, mut source) = (None, None);
-    for attribute in &message.attributes {
-        match attribute {
-            RouteAttribute::Gateway(address) => via = Some(ip(address)?),
-            RouteAttribute::PrefSource(address) => source = Some(ip(address)?),
-            _ => {}
-        }
-    }
-    let onlink = header.flags.contains(RouteFlags::Onlink);
-    let protocol = u8::from(header.protocol);
-    Some((decode_key(message)?, Route { link, via, onlink, protocol, source }))
-}
-
-fn decode_key(message: &RouteMessage) -> Option<RouteKey> {
-    let header = &message.header;
-    let mut destination = match header.address_family {
-        AddressFamily::Inet => IpAddr::from([0; 4]),
-        _ => IpAddr::from([0; 16]),
-    };
-    let (mut table, mut metric) = (u32::from(header.table), 0);
-    for attribute in &message.attributes {
-        match attribute {
-            RouteAttribute::Destination(address) => destination = ip(address)?,
-            RouteAttribute::Table(number) => table = *number,
-            RouteAttribute::Priority(number) => metric = *number,
-            _ => {}
-        }
-    }
-    let destination = IpNetwork::new(destination, header.destination_prefix_length).ok()?;
-    Some(RouteKey { table, destination, metric })
+    let RouteRow { via, onlink, source, .. } = *row;
+    Some(Route { link, via, onlink, protocol: u8::from(row.protocol), source })
 }
 
 pub(super) fn ip(address: &RouteAddress) -> Option<IpAddr> {

@@ -15,9 +15,14 @@ use crate::link_name::LinkName;
 
 /// The kernel sends at most 32 KiB of a dump at once (`netlink_dump`).
 const RECEIVE_BYTES: usize = 1 << 16;
-/// Acknowledgements of a batch wait in the receive buffer of the socket, which must hold them all.
-pub(super) const BATCH: usize = 64;
-/// Room for the notifications and acknowledgements that have not been read yet.
+/// If all are refused, so many answers wait in the receive buffer of the socket, which must hold them:
+/// each takes less than a kibibyte of the 208 that there are by default.
+pub(super) const BATCH: usize = 128;
+/// The header of a message (`struct nlmsghdr`).
+pub(super) const HEADER_BYTES: usize = 16;
+/// Types of messages below are those of netlink itself (`NLMSG_MIN_TYPE`).
+const ROWS: u16 = 16;
+/// Room for the answers that have not been read yet.
 const RECEIVE_BUFFER_BYTES: usize = 1 << 20;
 /// A table that changes while it is dumped has to be dumped again.
 const DUMP_ATTEMPTS: usize = 20;
@@ -118,9 +123,20 @@ impl Socket {
         about: &'static str,
         request: &RouteNetlinkMessage,
     ) -> Result<Vec<RouteNetlinkMessage>, NetlinkError> {
+        self.dump_with(about, request, row)
+    }
+
+    /// Reads a whole table as [`Self::dump`] does, and keeps of each row what `decode` makes of its
+    /// message: nothing else of a large table has to be in memory.
+    pub(super) fn dump_with<T>(
+        &mut self,
+        about: &'static str,
+        request: &RouteNetlinkMessage,
+        decode: impl Fn(&[u8]) -> Option<T>,
+    ) -> Result<Vec<T>, NetlinkError> {
         for _ in 0..DUMP_ATTEMPTS {
             self.send(&mut [message(request.clone(), NLM_F_DUMP)])?;
-            if let Some(rows) = self.read_dump(about)? {
+            if let Some(rows) = self.read_dump(about, &decode)? {
                 return Ok(rows);
             }
         }
@@ -128,22 +144,27 @@ impl Socket {
     }
 
     /// Returns `None` if the table changed while it was read.
-    fn read_dump(
+    fn read_dump<T>(
         &mut self,
         about: &'static str,
-    ) -> Result<Option<Vec<RouteNetlinkMessage>>, NetlinkError> {
+        decode: impl Fn(&[u8]) -> Option<T>,
+    ) -> Result<Option<Vec<T>>, NetlinkError> {
         let mut rows = Vec::new();
         let mut interrupted = false;
         loop {
-            for (header, reply) in self.receive()? {
-                interrupted |= header.flags & NLM_F_DUMP_INTR != 0;
-                match reply {
-                    Reply::Message(row) => rows.push(*row),
-                    Reply::Unknown => {}
+            for message in self.receive()? {
+                let header = NetlinkBuffer::new(message);
+                interrupted |= header.flags() & NLM_F_DUMP_INTR != 0;
+                if header.message_type() >= ROWS {
+                    rows.extend(decode(message));
+                    continue;
+                }
+                match parse(message) {
                     Reply::Done | Reply::Ack => return Ok((!interrupted).then_some(rows)),
                     Reply::Refused(refusal) => {
                         return Err(NetlinkError::Refused { about, refusal });
                     }
+                    Reply::Message(_) | Reply::Unknown => {}
                 }
             }
         }
@@ -156,10 +177,10 @@ impl Socket {
     ) -> io::Result<Result<RouteNetlinkMessage, Refusal>> {
         self.send(&mut [message(request, 0)])?;
         loop {
-            match self.receive()?.pop() {
-                Some((_, Reply::Message(object))) => return Ok(Ok(*object)),
-                Some((_, Reply::Refused(refusal))) => return Ok(Err(refusal)),
-                Some((_, Reply::Done | Reply::Ack | Reply::Unknown)) => {
+            match self.receive()?.last().map(|message| parse(message)) {
+                Some(Reply::Message(object)) => return Ok(Ok(*object)),
+                Some(Reply::Refused(refusal)) => return Ok(Err(refusal)),
+                Some(Reply::Done | Reply::Ack | Reply::Unknown) => {
                     return Err(io::Error::other("the kernel's answer does not decode"));
                 }
                 None => {}
@@ -168,27 +189,35 @@ impl Socket {
     }
 
     /// Has at most [`BATCH`] changes done, in order, and returns what became of each.
+    ///
+    /// The kernel always tells which one it refused. Only the last is acknowledged in any case, since
+    /// all before it are done by then: each acknowledgement is a message of its own.
     pub(super) fn execute(
         &mut self,
         requests: Vec<Request>,
     ) -> io::Result<Vec<Result<(), Refusal>>> {
-        let wanted = requests.len();
-        let mut batch: Vec<_> = requests
-            .into_iter()
-            .map(|request| message(request.message, request.flags | NLM_F_ACK))
-            .collect();
+        let mut results: Vec<_> = requests.iter().map(|_| Ok(())).collect();
+        let mut batch: Vec<_> =
+            requests.into_iter().map(|request| message(request.message, request.flags)).collect();
+        let Some(last) = batch.last_mut() else { return Ok(results) };
+        last.header.flags |= NLM_F_ACK;
         self.send(&mut batch)?;
-        let mut results = Vec::with_capacity(wanted);
-        while results.len() < wanted {
-            for (_, reply) in self.receive()? {
-                match reply {
-                    Reply::Ack => results.push(Ok(())),
-                    Reply::Refused(refusal) => results.push(Err(refusal)),
-                    Reply::Message(_) | Reply::Done | Reply::Unknown => {}
+        let first = *self.pending.start();
+        loop {
+            for message in self.receive()? {
+                let place = NetlinkBuffer::new(message).sequence_number() - first;
+                let result = match parse(message) {
+                    Reply::Ack => Ok(()),
+                    Reply::Refused(refusal) => Err(refusal),
+                    Reply::Message(_) | Reply::Done | Reply::Unknown => continue,
+                };
+                // Numbers of requests are those that were just sent, in their order.
+                results[place as usize] = result;
+                if place as usize + 1 == results.len() {
+                    return Ok(results);
                 }
             }
         }
-        Ok(results)
     }
 
     fn send(&mut self, messages: &mut [NetlinkMessage<RouteNetlinkMessage>]) -> io::Result<()> {
@@ -208,8 +237,9 @@ impl Socket {
         self.inner.send(&bytes, 0).map(|_| ())
     }
 
-    /// Waits for one datagram and splits it. The kernel answers one request after the other.
-    fn receive(&mut self) -> io::Result<Vec<(NetlinkHeader, Reply)>> {
+    /// Waits for one datagram, and returns the messages in it that answer to what was sent last. The
+    /// kernel answers one request after the other.
+    fn receive(&mut self) -> io::Result<Vec<&[u8]>> {
         self.received.clear();
         loop {
             match self.inner.recv(&mut self.received, 0) {
@@ -218,9 +248,19 @@ impl Socket {
                 Ok(_) => break,
             }
         }
-        let mut replies = split(&self.received)?;
-        replies.retain(|(header, _)| self.pending.contains(&header.sequence_number));
-        Ok(replies)
+        let mut messages = split(&self.received)?;
+        let is_answer =
+            |message: &[u8]| self.pending.contains(&NetlinkBuffer::new(message).sequence_number());
+        messages.retain(|message| is_answer(message));
+        Ok(messages)
+    }
+}
+
+/// Decodes a message with a row of a table, if it is one that the library knows.
+pub(super) fn row(message: &[u8]) -> Option<RouteNetlinkMessage> {
+    match parse(message) {
+        Reply::Message(row) => Some(*row),
+        _ => None,
     }
 }
 
@@ -230,29 +270,25 @@ fn message(payload: RouteNetlinkMessage, flags: u16) -> NetlinkMessage<RouteNetl
     NetlinkMessage::new(header, NetlinkPayload::InnerMessage(payload))
 }
 
-fn split(mut bytes: &[u8]) -> io::Result<Vec<(NetlinkHeader, Reply)>> {
-    let mut replies = Vec::new();
+fn split(mut bytes: &[u8]) -> io::Result<Vec<&[u8]>> {
+    let mut messages = Vec::new();
     while bytes.len() >= HEADER_BYTES {
         let length = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]) as usize;
         if length < HEADER_BYTES || length > bytes.len() {
             return Err(io::Error::other("the kernel's answer was cut off"));
         }
         let (message, rest) = bytes.split_at(length);
-        replies.push(parse(message));
+        messages.push(message);
         bytes = rest.get(length.next_multiple_of(4) - length..).unwrap_or_default();
     }
-    Ok(replies)
+    Ok(messages)
 }
 
-const HEADER_BYTES: usize = 16;
-
-fn parse(bytes: &[u8]) -> (NetlinkHeader, Reply) {
+fn parse(bytes: &[u8]) -> Reply {
     let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(bytes) else {
-        let mut header = NetlinkHeader::default();
-        header.sequence_number = NetlinkBuffer::new(bytes).sequence_number();
-        return (header, Reply::Unknown);
+        return Reply::Unknown;
     };
-    let reply = match message.payload {
+    match message.payload {
         NetlinkPayload::InnerMessage(inner) => Reply::Message(Box::new(inner)),
         NetlinkPayload::Done(done) => match done.code {
             0 => Reply::Done,
@@ -268,8 +304,7 @@ fn parse(bytes: &[u8]) -> (NetlinkHeader, Reply) {
             }
         },
         _ => Reply::Unknown,
-    };
-    (message.header, reply)
+    }
 }
 
 fn refusal(code: i32, attributes: &[u8]) -> Refusal {

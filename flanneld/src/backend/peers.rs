@@ -1,8 +1,10 @@
 //! Checks of what other nodes publish, before anything of it reaches the kernel.
 //!
 //! Whoever can write to the store can write anything. A peer that makes no sense is left out with a
-//! reason; where two want the same subnet, the one with the lower key has it.
+//! reason. Where two claim the same addresses, the older one has them: the order of the peers is that
+//! of their age.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
@@ -28,30 +30,45 @@ pub(super) struct Admitted<T> {
     pub(super) found: T,
 }
 
-/// Sorts out the peers, in the order of their subnets, so that an overlapping one follows what it
-/// overlaps. `inspect` is asked for what is particular to the backend, with the address of the peer.
+/// Sorts out the peers, the oldest first. `inspect` is asked for what is particular to the backend,
+/// with the address of the peer.
 pub(super) fn admit<T>(
     this: This,
     peers: &[Peer<'_>],
     mut inspect: impl FnMut(&Peer<'_>, IpAddr) -> Result<T, Reason>,
 ) -> (Vec<Admitted<T>>, Vec<(IpNetwork, Reason)>) {
-    let mut peers: Vec<_> = peers.iter().collect();
-    // Stable, and all but one are in order already, as a rule.
-    peers.sort_by_key(|peer| (peer.subnet.network(), peer.subnet.prefix()));
-    let (mut admitted, mut left_out) = (Vec::<Admitted<T>>::with_capacity(peers.len()), Vec::new());
+    let (mut admitted, mut left_out) = (Vec::with_capacity(peers.len()), Vec::new());
+    let mut taken = Taken::default();
     for peer in peers {
-        let checked =
-            this.check(peer).and_then(|public_ip| match admitted.last().map(|last| last.subnet) {
-                Some(last) if overlap(last, peer.subnet) => Err(Reason::OverlapsPeer(last)),
-                _ => Ok(public_ip),
-            });
         let subnet = peer.subnet;
-        match checked.and_then(|public_ip| Ok((public_ip, inspect(peer, public_ip)?))) {
-            Ok((public_ip, found)) => admitted.push(Admitted { subnet, public_ip, found }),
+        let inspected = this.check(peer).and_then(|public_ip| match taken.overlapping(subnet) {
+            Some(other) => Err(Reason::OverlapsPeer(other)),
+            None => Ok((public_ip, inspect(peer, public_ip)?)),
+        });
+        match inspected {
+            Ok((public_ip, found)) => {
+                taken.0.insert(subnet.network(), subnet);
+                admitted.push(Admitted { subnet, public_ip, found });
+            }
             Err(reason) => left_out.push((subnet, reason)),
         }
     }
     (admitted, left_out)
+}
+
+/// Subnets of which no two overlap, by their first address.
+#[derive(Default)]
+struct Taken(BTreeMap<IpAddr, IpNetwork>);
+
+impl Taken {
+    /// Returns one of them that overlaps with another subnet of the same family: it begins before
+    /// that and reaches into it, or begins inside.
+    fn overlapping(&self, subnet: IpNetwork) -> Option<IpNetwork> {
+        let before = self.0.range(..=subnet.network()).next_back();
+        let after = self.0.range(subnet.network()..).next();
+        let mut around = before.into_iter().chain(after).map(|(_, other)| *other);
+        around.find(|other| overlap(*other, subnet))
+    }
 }
 
 impl This {
@@ -90,4 +107,43 @@ fn overlap(one: IpNetwork, other: IpNetwork) -> bool {
 fn can_be_a_node(ip: IpAddr) -> bool {
     let is_broadcast = ip == IpAddr::from([255; 4]);
     !(ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || is_broadcast)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_overlapping_peers_the_older_one_stays_whatever_their_lengths() {
+        let this = This {
+            network: "10.244.0.0/16".parse().unwrap(),
+            own: "10.244.1.0/24".parse().unwrap(),
+            public_ip: "198.51.100.1".parse().unwrap(),
+            backend_types: &["host-gw"],
+        };
+        for (by_age, stay) in [
+            (&["10.244.5.0/24", "10.244.4.0/22"][..], &["10.244.5.0/24"][..]),
+            (&["10.244.4.0/22", "10.244.5.0/24"], &["10.244.4.0/22"]),
+            (
+                &["10.244.7.0/24", "10.244.4.0/22", "10.244.5.0/24"],
+                &["10.244.7.0/24", "10.244.5.0/24"],
+            ),
+            (
+                &["10.244.5.0/24", "10.244.5.0/26", "10.244.6.0/24"],
+                &["10.244.5.0/24", "10.244.6.0/24"],
+            ),
+        ] {
+            let peer = |subnet: &&str| Peer {
+                subnet: subnet.parse().unwrap(),
+                public_ip: "198.51.100.2".parse().ok(),
+                backend_type: "host-gw",
+                data: None,
+            };
+            let peers: Vec<_> = by_age.iter().map(peer).collect();
+            let (admitted, left_out) = admit(this, &peers, |_, _| Ok(()));
+            let admitted: Vec<_> = admitted.iter().map(|peer| peer.subnet.to_string()).collect();
+            assert_eq!(admitted, stay, "{by_age:?}");
+            assert!(left_out.iter().all(|(_, reason)| reason.is_conflict()), "{left_out:?}");
+        }
+    }
 }

@@ -92,13 +92,6 @@ struct Options {
     port: Option<i64>,
 }
 
-/// What a node that carries IPv6 publishes: the port where it listens over IPv6.
-#[derive(Deserialize)]
-struct PeerData {
-    #[serde(rename = "Port")]
-    port: u16,
-}
-
 impl Udp {
     pub(super) fn configure(
         options: &Value,
@@ -146,9 +139,10 @@ impl Udp {
             (Family::V4, _) => Ok(self.listen.port()),
             (Family::V6, None) => Err(Reason::NoIpv6OverUdp),
             (Family::V6, Some(data)) => {
-                let data: PeerData = fabric::json::from_value(data.clone())
-                    .map_err(|error| Reason::BackendData(error.to_string()))?;
-                Ok(data.port)
+                // What a node that carries IPv6 publishes: the port where it listens over IPv6.
+                let port = data.field("Port");
+                let port = port.map_err(|error| Reason::BackendData(error.to_string()))?;
+                port.ok_or_else(|| Reason::BackendData("there is no Port".to_owned()))
             }
         }
     }

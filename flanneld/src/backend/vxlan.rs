@@ -8,7 +8,6 @@
 //! which of the two it is, is decided anew whenever routes change.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::net::IpAddr;
 
 use fabric::link_name::LinkName;
@@ -28,6 +27,8 @@ use super::peers::{Admitted, This, admit};
 use super::{Backend, BackendError, Desired, Peer, Reason, adopted, plain_route};
 use crate::external_interface::Underlay;
 use crate::family::Family;
+use crate::kernel_release;
+use crate::lease::BackendData;
 
 /// Outer IP, UDP, VXLAN and inner Ethernet headers: 20 + 8 + 8 + 14 bytes, with IPv6 20 more.
 const fn overhead(underlay: Family) -> u32 {
@@ -87,19 +88,6 @@ struct Options {
     direct_routing: bool,
 }
 
-#[derive(Deserialize)]
-struct PeerData {
-    #[serde(rename = "VtepMAC")]
-    vtep_mac: String,
-}
-
-/// Old versions of flannel do not publish it.
-#[derive(Deserialize)]
-struct PeerVni {
-    #[serde(rename = "VNI")]
-    vni: u32,
-}
-
 impl Vxlan {
     pub(super) fn configure(
         options: &Value,
@@ -134,8 +122,7 @@ impl Vxlan {
         });
         let link = Link { mac: Some(mac), mtu: Some(mtu), ..Link::up(kind) };
         let has_ipv6 = sysctl::has_ipv6(mtu);
-        let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-        let tx_checksum = options.tx_checksum(&release)?;
+        let tx_checksum = options.tx_checksum(&kernel_release::running())?;
         let direct_routing = options.direct_routing;
         Ok(Self {
             network,
@@ -203,7 +190,7 @@ impl Options {
     /// drops them.
     fn tx_checksum(&self, release: &str) -> Result<Option<bool>, BackendError> {
         match self.tx_checksum.as_str() {
-            "" | "auto" => Ok(is_before_5_7(release).then_some(false)),
+            "" | "auto" => Ok(kernel_release::is_before(release, (5, 7)).then_some(false)),
             "off" => Ok(Some(false)),
             "on" => Ok(Some(true)),
             other => Err(BackendError::TxChecksum(other.to_owned())),
@@ -342,9 +329,9 @@ pub(super) fn peer_device(family: Family, peer: &Peer<'_>) -> Option<LinkName> {
     device_name(family, is_vxlan.then(|| peer_vni(peer))??)
 }
 
+/// Old versions of flannel do not publish it.
 fn peer_vni(peer: &Peer<'_>) -> Option<Vni> {
-    let data: PeerVni = fabric::json::from_value(peer.data?.clone()).ok()?;
-    Vni::new(data.vni)
+    peer.data?.field("VNI").ok().flatten().and_then(Vni::new)
 }
 
 /// The name of the tunnel device, as flannel has it, unless it is too long for a link.
@@ -373,21 +360,12 @@ const fn vni_range(family: Family) -> &'static str {
     }
 }
 
-/// Whether this is the release of a kernel before 5.7, such as `5.4.0-150-generic`.
-fn is_before_5_7(release: &str) -> bool {
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
-    match (numbers.next(), numbers.next()) {
-        (Some(Ok(major)), Some(Ok(minor))) => (major, minor) < (5, 7),
-        _ => false,
-    }
-}
-
 /// Reads the Ethernet address out of what a node publishes.
-pub(super) fn decode_mac(data: Option<&Value>) -> Result<MacAddr, String> {
+pub(super) fn decode_mac(data: Option<&BackendData>) -> Result<MacAddr, String> {
     let data = data.ok_or("there is none")?;
-    let data: PeerData =
-        fabric::json::from_value(data.clone()).map_err(|error| error.to_string())?;
-    let mac: MacAddr = data.vtep_mac.parse().map_err(|error| format!("VtepMAC {error}"))?;
+    let mac: Option<String> = data.field("VtepMAC").map_err(|error| error.to_string())?;
+    let mac = mac.ok_or("there is no VtepMAC")?;
+    let mac: MacAddr = mac.parse().map_err(|error| format!("VtepMAC {error}"))?;
     if mac.is_unicast() { Ok(mac) } else { Err(format!("VtepMAC {mac} is not of one station")) }
 }
 

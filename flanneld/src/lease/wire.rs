@@ -2,8 +2,8 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use fabric::json::{Error, field, fields};
+use serde::Serialize;
 
 use super::{Attributes, BackendData};
 
@@ -23,19 +23,6 @@ struct Encoded<'a> {
     backend_v6_data: Option<&'a BackendData>,
 }
 
-#[derive(Default, Deserialize)]
-#[serde(default, rename_all = "PascalCase")]
-struct Decoded {
-    #[serde(rename = "PublicIP")]
-    public_ip: Option<Ipv4Addr>,
-    #[serde(rename = "PublicIPv6")]
-    public_ipv6: Option<Ipv6Addr>,
-    backend_type: String,
-    backend_data: Option<Value>,
-    #[serde(rename = "BackendV6Data")]
-    backend_v6_data: Option<Value>,
-}
-
 /// Returns the value to store for a lease.
 pub(crate) fn encode(attributes: &Attributes) -> Vec<u8> {
     let encoded = Encoded {
@@ -49,17 +36,18 @@ pub(crate) fn encode(attributes: &Attributes) -> Vec<u8> {
 }
 
 /// Reads a stored value.
-pub(crate) fn decode(json: &[u8]) -> Result<Attributes, fabric::json::Error> {
-    let decoded: Decoded = fabric::json::from_slice(json)?;
-    let data = |value: Option<Value>, field| {
-        Some(BackendData::read(value?, fabric::json::text_of_field(json, field)))
-    };
+pub(crate) fn decode(json: &[u8]) -> Result<Attributes, Error> {
+    const NAMES: [&str; 5] =
+        ["PublicIP", "PublicIPv6", "BackendType", "BackendData", "BackendV6Data"];
+    let [public_ip, public_ipv6, backend_type, data, v6_data] = fields(json, NAMES)?;
+    let public_ip: Option<Ipv4Addr> = field(NAMES[0], public_ip)?;
+    let backend_type: Option<String> = field(NAMES[2], backend_type)?;
     Ok(Attributes {
-        public_ip: decoded.public_ip.unwrap_or(Ipv4Addr::UNSPECIFIED),
-        public_ipv6: decoded.public_ipv6,
-        backend_type: decoded.backend_type,
-        backend_data: data(decoded.backend_data, "BackendData"),
-        backend_v6_data: data(decoded.backend_v6_data, "BackendV6Data"),
+        public_ip: public_ip.unwrap_or(Ipv4Addr::UNSPECIFIED),
+        public_ipv6: field(NAMES[1], public_ipv6)?,
+        backend_type: backend_type.unwrap_or_default(),
+        backend_data: data.map(BackendData::read),
+        backend_v6_data: v6_data.map(BackendData::read),
     })
 }
 

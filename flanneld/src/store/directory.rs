@@ -8,7 +8,7 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -74,7 +74,26 @@ impl DirectoryStore {
             let path = file.map_err(failed("list", &subnets))?.path();
             entries.extend(self.read(&path).map_err(failed("read", &path))?);
         }
+        // A directory has no order, and its files do not tell when they were made.
+        entries.sort_by_key(|entry| entry.listed.key);
         Ok(entries)
+    }
+
+    /// Whether somebody has an address of `key` in another way than by `but`.
+    fn is_taken(&self, key: &LeaseKey, but: Option<LeaseKey>) -> Result<bool, StoreError> {
+        let subnets = self.subnets();
+        for file in fs::read_dir(&subnets).map_err(failed("list", &subnets))? {
+            let file = file.map_err(failed("list", &subnets))?;
+            let other = file.file_name().to_str().and_then(LeaseKey::parse);
+            let is_in_the_way = |other: LeaseKey| other.overlaps(key) && Some(other) != but;
+            let path = file.path();
+            if other.is_some_and(is_in_the_way)
+                && self.read(&path).map_err(failed("read", &path))?.is_some()
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Returns `None` for what is no lease, or no longer one.
@@ -84,12 +103,15 @@ impl DirectoryStore {
         if name.starts_with('.') {
             return Ok(None);
         }
-        let (metadata, value) = match (fs::metadata(path), fs::read(path)) {
-            (Ok(metadata), Ok(value)) => (metadata, value),
-            (Err(error), _) | (_, Err(error)) if error.kind() == io::ErrorKind::NotFound => {
-                return Ok(None);
-            }
-            (Err(error), _) | (_, Err(error)) => return Err(error),
+        let read = || -> io::Result<_> {
+            let mut file = File::open(path)?;
+            let mut value = Vec::new();
+            file.read_to_end(&mut value)?;
+            Ok((file.metadata()?, value))
+        };
+        let (metadata, value) = match read() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            read => read?,
         };
         let reserved = metadata.permissions().mode() & 0o200 == 0;
         if age(&metadata)? > LEASE_TTL && !reserved {
@@ -152,11 +174,7 @@ impl DirectoryStore {
         }
         match put.guard {
             Guard::At(revision) => is_at(&put.key, revision),
-            Guard::Free { .. } => {
-                let replaced = put.replaces.map(|(key, _)| key);
-                let keys = self.list()?.into_iter().map(|entry| entry.listed.key);
-                Ok(!keys.filter(|key| Some(*key) != replaced).any(|key| key.overlaps(&put.key)))
-            }
+            Guard::Free { .. } => Ok(!self.is_taken(&put.key, put.replaces.map(|(key, _)| key))?),
         }
     }
 

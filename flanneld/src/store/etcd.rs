@@ -356,7 +356,8 @@ impl LeaseStore for EtcdStore {
             let before = follow;
             match follow.source() {
                 Source::List => match self.list().await {
-                    Ok(Listing { entries, revision }) => {
+                    Ok(Listing { mut entries, revision }) => {
+                        entries.sort_by_key(|entry| (entry.created, entry.listed.key));
                         let all = entries.into_iter().map(|entry| entry.listed).collect();
                         if updates.send(LeaseUpdate::Snapshot(all)).await.is_err() {
                             return;

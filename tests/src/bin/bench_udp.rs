@@ -3,7 +3,10 @@
 //!
 //! Each method has two nodes with one pod; in each round, every method carries one TCP stream,
 //! requests and responses of one byte, and small datagrams of which none may be lost: as many are
-//! on the way as the receiver has room for.
+//! on the way as every queue has room for. Those are sent and taken one by one, and in trains, many
+//! with one system call: programs that take a system call for each are slower than a fast tunnel.
+//!
+//! In the end, flanneld is killed and started again under a flow.
 //!
 //! `bench_udp [ROUNDS [SECONDS [METHOD]]]`, by default 5 rounds of 2 seconds for each measurement.
 
@@ -14,7 +17,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -25,12 +28,22 @@ use flannel_tests::namespace::Namespace;
 use flannel_tests::node::Node;
 use flannel_tests::plain_tunnel;
 use flannel_tests::pod::Pod;
-use flannel_tests::statistics::machine;
+use flannel_tests::statistics::{Samples, machine};
+use flannel_tests::traffic::{Flow, stream_for};
 use flannel_tests::underlay::Underlay;
 use flannel_tests::{program, sandbox, wait};
+use nix::sys::socket::{setsockopt, sockopt};
 
 /// So many datagrams are on the way at most; less than every queue between the pods holds.
 const WINDOW: u64 = 200;
+/// So many are sent with one system call in a train.
+const TRAIN: usize = 40;
+/// Datagrams that the kernel has put together are no longer.
+const TRAIN_MAX: usize = 65_536;
+/// So often is flanneld killed.
+const KILLS: u32 = 11;
+/// Datagrams a second while it is.
+const FLOW: u32 = 2000;
 const DATAGRAM: usize = 64;
 /// Of the plain wire over an underlay of 1500.
 const MTU: u16 = 1472;
@@ -73,6 +86,7 @@ struct Figures {
     cpu_per_gigabit: f64,
     round_trip: Duration,
     datagrams_per_second: f64,
+    in_trains_per_second: f64,
     lost: u64,
 }
 
@@ -107,7 +121,12 @@ fn measure(rounds: u64, time: Duration, only: Option<String>) {
         let round_trip = |figures: &Figures| figures.round_trip.as_secs_f64();
         println!("  {:.2} x the round trip (want 0.5)", ratio(round_trip, &reference));
         let datagrams = |figures: &Figures| figures.datagrams_per_second;
-        println!("  {:.2} x the small datagrams (want 4)", ratio(datagrams, &reference));
+        println!("  {:.2} x the small datagrams one by one", ratio(datagrams, &reference));
+        let in_trains = |figures: &Figures| figures.in_trains_per_second;
+        println!("  {:.2} x the small datagrams in trains (want 4)", ratio(in_trains, &reference));
+    }
+    if let Some(pair) = pairs.iter_mut().find(|pair| pair.name == "udp") {
+        pair.measure_restarts();
     }
     println!("\n{}", machine());
 }
@@ -134,21 +153,25 @@ fn relayed(name: &'static str, nodes: &[Node]) -> Pair {
 }
 
 fn leased(name: &'static str, kind: &str, nodes: &[Node]) -> Pair {
-    let directory = format!("/run/leases-{kind}");
-    let store = LeaseStore::in_directory(Path::new(&directory));
-    store.configure(&format!(r#"{{"Network":"10.244.0.0/16","Backend":{{"Type":"{kind}"}}}}"#));
-    let start = |node: &Node| {
-        let mut command = node.command(program::flanneld());
-        command.args(store.flags()).arg("--ip-masq");
-        Daemon::start(&format!("flanneld-{}", node.name()), &mut command)
-    };
-    let daemons: Vec<_> = nodes.iter().map(start).collect();
+    let network = format!(r#"{{"Network":"10.244.0.0/16","Backend":{{"Type":"{kind}"}}}}"#);
+    store(kind).configure(&network);
+    let daemons: Vec<_> = nodes.iter().map(|node| start_flanneld(node, kind)).collect();
     for node in nodes {
         wait::until("there is a subnet file", || {
             node.subnet_file().map(|_| ()).ok_or(String::new())
         });
     }
     Pair { name, pods: pods(name, nodes), daemons, figures: vec![] }
+}
+
+fn store(kind: &str) -> LeaseStore {
+    LeaseStore::in_directory(Path::new(&format!("/run/leases-{kind}")))
+}
+
+fn start_flanneld(node: &Node, kind: &str) -> Daemon {
+    let mut command = node.command(program::flanneld());
+    command.args(store(kind).flags()).arg("--ip-masq");
+    Daemon::start(&format!("flanneld-{}", node.name()), &mut command)
 }
 
 fn pods(name: &str, nodes: &[Node]) -> [Pod; 2] {
@@ -168,18 +191,46 @@ impl Pair {
     fn measure(&self, time: Duration) -> Figures {
         let [from, to] = &self.pods;
         let before = self.cpu_time();
-        let bytes = stream(from.namespace(), to.namespace(), to.address(), time);
+        let bytes = stream_for(from.namespace(), to.namespace(), to.address(), time);
         let cpu = self.cpu_time().saturating_sub(before);
         let gigabits = bytes as f64 * 8e-9;
         let round_trip = request_response(from.namespace(), to.namespace(), to.address(), time);
-        let (datagrams, lost) = datagrams(from.namespace(), to.namespace(), to.address(), time);
+        let datagrams =
+            |train| datagrams(from.namespace(), to.namespace(), to.address(), time, train);
+        let ((single, lost), (in_trains, lost_in_trains)) = (datagrams(1), datagrams(TRAIN));
         Figures {
             gigabits_per_second: gigabits / time.as_secs_f64(),
             cpu_per_gigabit: cpu.as_secs_f64() / gigabits,
             round_trip,
-            datagrams_per_second: datagrams as f64 / time.as_secs_f64(),
-            lost,
+            datagrams_per_second: single as f64 / time.as_secs_f64(),
+            in_trains_per_second: in_trains as f64 / time.as_secs_f64(),
+            lost: lost + lost_in_trains,
         }
+    }
+
+    /// Kills flanneld on the first node and starts it again under a flow, and prints for how long
+    /// nothing arrived, and how much of that any start of the program takes.
+    fn measure_restarts(&mut self) {
+        let (mut gaps, mut starts) = (Samples::default(), Samples::default());
+        for _ in 0..KILLS {
+            let [from, to] = &self.pods;
+            let flow = Flow::start(from.namespace(), to.namespace(), to.address(), FLOW)
+                .expect("there is a route");
+            let pass = |count: u64| {
+                let before = flow.received();
+                wait::until_true("the flow goes on", || flow.received() > before + count);
+            };
+            pass(200);
+            self.daemons[0].kill();
+            self.daemons[0] = start_flanneld(from.node(), self.name);
+            pass(500);
+            gaps.push(flow.finish().expect("sockets stay open").gap_max);
+            let start = Instant::now();
+            program::run(Command::new(program::flanneld()).arg("--version"));
+            starts.push(start.elapsed());
+        }
+        println!("  kill and restart, gap in a flow    {gaps}");
+        println!("  start of the program alone         {starts}");
     }
 
     /// Of this process, which has the ends of the streams, and of the processes on the nodes.
@@ -209,6 +260,7 @@ fn median(figures: &[Figures]) -> Figures {
         cpu_per_gigabit: middle(|figures| figures.cpu_per_gigabit),
         round_trip: Duration::from_secs_f64(middle(|figures| figures.round_trip.as_secs_f64())),
         datagrams_per_second: middle(|figures| figures.datagrams_per_second),
+        in_trains_per_second: middle(|figures| figures.in_trains_per_second),
         lost: figures.iter().map(|figures| figures.lost).sum(),
     }
 }
@@ -217,41 +269,16 @@ impl std::fmt::Display for Figures {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "{:6.2} Gbit/s, {:5.3} CPU s/Gbit, round trip {:6.1} us, {:7.0} datagrams/s, {} lost",
+            "{:6.2} Gbit/s, {:5.3} CPU s/Gbit, round trip {:6.1} us, {:7.0} datagrams/s, \
+             {:7.0} in trains, {} lost",
             self.gigabits_per_second,
             self.cpu_per_gigabit,
             self.round_trip.as_secs_f64() * 1e6,
             self.datagrams_per_second,
+            self.in_trains_per_second,
             self.lost
         )
     }
-}
-
-/// Returns how many bytes of one TCP stream arrived.
-fn stream(from: &Namespace, to: &Namespace, address: Ipv4Addr, time: Duration) -> u64 {
-    let listener = to.inside(move || TcpListener::bind((address, 0))).expect("a port is free");
-    let port = listener.local_addr().expect("it is bound").port();
-    let receiver = to.spawn(move || {
-        let (mut stream, _) = listener.accept().expect("the sender connects");
-        let mut buffer = vec![0; 256 << 10];
-        let (start, mut bytes) = (Instant::now(), 0);
-        while start.elapsed() < time {
-            match stream.read(&mut buffer) {
-                Ok(0) | Err(_) => break,
-                Ok(count) => bytes += count as u64,
-            }
-        }
-        bytes
-    });
-    let sender = from.spawn(move || {
-        let mut stream = TcpStream::connect((address, port)).expect("the receiver listens");
-        let buffer = vec![0; 128 << 10];
-        // Until the receiver has had enough.
-        while stream.write_all(&buffer).is_ok() {}
-    });
-    let bytes = receiver.join().expect("the receiver ends");
-    sender.join().expect("the sender ends");
-    bytes
 }
 
 /// Returns the median time from one byte to the answer.
@@ -287,20 +314,28 @@ fn request_response(
     times[times.len() / 2]
 }
 
-/// Returns how many small datagrams arrived, and how many were lost.
-fn datagrams(from: &Namespace, to: &Namespace, address: Ipv4Addr, time: Duration) -> (u64, u64) {
+/// Returns how many small datagrams arrived, and how many were lost; `train` of them are sent with
+/// one system call.
+fn datagrams(
+    from: &Namespace,
+    to: &Namespace,
+    address: Ipv4Addr,
+    time: Duration,
+    train: usize,
+) -> (u64, u64) {
     let socket = to.inside(move || UdpSocket::bind((address, 0))).expect("a port is free");
     socket.set_read_timeout(Some(Duration::from_millis(200))).expect("not zero");
+    setsockopt(&socket, sockopt::UdpGroSegment, &(train > 1)).expect("Linux 5.0 or newer");
     let port = socket.local_addr().expect("it is bound").port();
     let received = Arc::new(AtomicU64::new(0));
     let done = Arc::new(AtomicBool::new(false));
     let (count, finished) = (Arc::clone(&received), Arc::clone(&done));
     let receiver = to.spawn(move || {
-        let mut buffer = [0; 2 * DATAGRAM];
+        let mut buffer = vec![0; TRAIN_MAX];
         loop {
             match socket.recv(&mut buffer) {
-                Ok(_) => {
-                    count.fetch_add(1, Ordering::Release);
+                Ok(len) => {
+                    count.fetch_add((len / DATAGRAM) as u64, Ordering::Release);
                 }
                 Err(_) if finished.load(Ordering::Relaxed) => return,
                 Err(_) => {}
@@ -311,6 +346,9 @@ fn datagrams(from: &Namespace, to: &Namespace, address: Ipv4Addr, time: Duration
     let (sent, in_time) = from.inside(move || {
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).expect("a port is free");
         socket.connect((address, port)).expect("there is a route");
+        let segment = libc::c_int::try_from(DATAGRAM).expect("it is small");
+        setsockopt(&socket, sockopt::UdpGsoSegment, &segment).expect("Linux 4.18 or newer");
+        let bytes = vec![0; train * DATAGRAM];
         let (start, mut sent, mut given_up) = (Instant::now(), 0_u64, 0_u64);
         let mut progress = (Instant::now(), 0);
         while start.elapsed() < time {
@@ -318,8 +356,9 @@ fn datagrams(from: &Namespace, to: &Namespace, address: Ipv4Addr, time: Duration
             if arrived != progress.1 {
                 progress = (Instant::now(), arrived);
             }
-            if sent - given_up - arrived.min(sent - given_up) < WINDOW {
-                sent += u64::from(socket.send(&[0; DATAGRAM]).is_ok());
+            let on_the_way = sent - given_up - arrived.min(sent - given_up);
+            if on_the_way + train as u64 <= WINDOW {
+                sent += socket.send(&bytes).map_or(0, |_| train as u64);
             } else if progress.0.elapsed() > Duration::from_millis(50) {
                 // What has not arrived by now is lost; go on without it.
                 given_up = sent - arrived;

@@ -176,6 +176,46 @@ pub(crate) const HOST_GW: &[Fault] = &[
     fault("more notifications than anybody reads", Traffic::Stops, storm),
 ];
 
+/// To a node that carries IPv4 itself.
+pub(crate) const UDP: &[Fault] = &[
+    fault("device deleted", Traffic::Stops, |at| {
+        at.ip("link delete flannel0");
+    }),
+    fault("device down", Traffic::Stops, |at| {
+        at.ip("link set flannel0 down");
+    }),
+    fault("device renamed", Traffic::Stops, |at| {
+        at.ip("link set flannel0 down");
+        // It may be gone the next moment.
+        at.ip("link set flannel0 name stray");
+    }),
+    fault("MTU changed", Traffic::Survives, |at| {
+        at.ip("link set flannel0 mtu 1300");
+    }),
+    fault("address lost", Traffic::Stops, |at| {
+        at.ip("address flush dev flannel0");
+    }),
+    fault("address added", Traffic::Survives, |at| {
+        at.ip("address add 10.244.77.7/32 dev flannel0");
+    }),
+    fault("route deleted", Traffic::Stops, |at| {
+        at.ip("route delete 10.244.0.0/16");
+    }),
+    fault("routes purged by protocol", Traffic::Stops, purge_routes),
+    fault("route to nobody added", Traffic::Survives, |at| {
+        at.ip("route add 10.244.99.0/24 dev flannel0");
+    }),
+    fault("rules flushed", Traffic::Survives, flush_rules),
+    fault("kernel parameter changed", Traffic::Survives, |at| {
+        let path = "/proc/sys/net/ipv4/conf/flannel0/accept_local";
+        let written = at.node.namespace().inside(move || std::fs::write(path, "0"));
+        assert!(written.is_ok(), "{written:?}");
+    }),
+    fault("subnet file removed", Traffic::Survives, remove_subnet_file),
+    fault("underlay down and up", Traffic::Stops, flap),
+    fault("more notifications than anybody reads", Traffic::Stops, storm),
+];
+
 /// What the plugin made for pods, it makes again.
 fn purge_routes(at: &Place<'_>) {
     at.ip("route flush proto 199");

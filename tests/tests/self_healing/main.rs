@@ -7,7 +7,7 @@ mod faults;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use faults::{Fault, HOST_GW, Place, Traffic, VXLAN, plant_foreign_objects};
+use faults::{Fault, HOST_GW, Place, Traffic, UDP, VXLAN, plant_foreign_objects};
 use flannel_tests::cluster::{Cluster, Store};
 use flannel_tests::net_conf::{Stack, network_in};
 use flannel_tests::pod::{self, Pod};
@@ -43,6 +43,11 @@ fn host_gw_heals_under_a_running_flow_of_ipv6() {
 #[test]
 fn host_gw_heals_under_a_running_flow_with_kubernetes() {
     sandboxed(|| heals("host-gw", Store::Kube, Stack::Ipv4, RuleEngine::Nftables, HOST_GW));
+}
+
+#[test]
+fn udp_heals_under_a_running_flow() {
+    sandboxed(|| heals("udp", Store::Directory, Stack::Ipv4, RuleEngine::Nftables, UDP));
 }
 
 /// Where there are two families, the faults strike IPv6, and nothing of IPv4 may change.

@@ -65,6 +65,8 @@ fn only_a_pod_with_ipv6_addresses_speaks_ipv6() {
         let one = Container::new("one");
         one.add(&stock()).unwrap();
         assert_eq!(one.sh("ip -6 address show dev eth0"), "");
+        let link: Value = serde_json::from_str(&one.sh("ip -s -j link show eth0")).unwrap();
+        assert_eq!(link[0]["stats64"]["tx"]["packets"], 0, "each port would get a copy");
         assert_eq!(one.sh("sysctl -n net.ipv4.conf.eth0.arp_notify"), "1\n");
 
         let ipv6 = "FLANNEL_IPV6_NETWORK=fd00::/48\nFLANNEL_IPV6_SUBNET=fd00::1/64\n";

@@ -213,10 +213,10 @@ impl DataPath {
     }
 
     fn reattach(&self, device: LinkName) -> Result<bool, DataPathError> {
-        let lost = |lane: &&Arc<Lane>| !lane.queue.is_attached();
+        let lost = |lane: &&Arc<Lane>| !lane.queue.is_of(device);
         let lost: Vec<_> = self.lanes.iter().filter(lost).collect();
         for lane in &lost {
-            let reattached = lane.queue.reattach(device);
+            let reattached = lane.reattach(device);
             reattached.map_err(|source| DataPathError::Queue { device, source })?;
         }
         Ok(!lost.is_empty())

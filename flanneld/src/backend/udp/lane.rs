@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use fabric::link_name::LinkName;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::counters::Drops;
@@ -38,7 +39,17 @@ impl Lane {
     /// Receives at another address from now on.
     pub(super) fn rebind(&self, address: SocketAddr) -> io::Result<()> {
         socket::rebind(&self.socket, address)?;
-        // Otherwise the thread would go on to wait for packets of the socket that is gone.
+        self.wake()
+    }
+
+    /// Carries packets of the device that has this name now.
+    pub(super) fn reattach(&self, device: LinkName) -> io::Result<()> {
+        self.queue.reattach(device)?;
+        self.wake()
+    }
+
+    /// Otherwise the thread would go on to wait for packets of what it had before, and to keep it.
+    fn wake(&self) -> io::Result<()> {
         (&self.waker).write_all(&[1])
     }
 

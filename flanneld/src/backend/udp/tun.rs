@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use fabric::link_name::LinkName;
-use fabric::tun;
+use fabric::tun::{self, PacketHeader};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use super::descriptor::replace;
@@ -39,6 +39,13 @@ pub(super) enum Offload {
 }
 
 impl Offload {
+    const fn header(self) -> PacketHeader {
+        match self {
+            Self::TcpAndUdp | Self::Tcp | Self::None => PacketHeader::VirtioNet,
+            Self::Bare => PacketHeader::None,
+        }
+    }
+
     const fn flags(self) -> libc::c_uint {
         match self {
             Self::TcpAndUdp => CUT_ALL,
@@ -58,16 +65,14 @@ pub(super) struct Queue {
 impl Queue {
     /// Opens a queue of a device that is there, with the best that the kernel has from `wish` on.
     pub(super) fn open(device: LinkName, wish: Offload) -> io::Result<Self> {
-        Self::prepare(tun::open_queue(device, wish != Offload::Bare)?, wish)
+        Self::prepare(tun::open_queue(device, wish.header())?, wish)
     }
 
     /// Takes over a queue from our predecessor, if it is one of this device.
     pub(super) fn adopt(fd: OwnedFd, device: LinkName, wish: Offload) -> io::Result<Self> {
         let queue = Self::prepare(fd, wish)?;
-        match queue.device() {
-            Some(name) if name == device => Ok(queue),
-            _ => Err(io::Error::from_raw_os_error(libc::EBADFD)),
-        }
+        let is_ours = queue.is_of(device);
+        if is_ours { Ok(queue) } else { Err(io::Error::from_raw_os_error(libc::EBADFD)) }
     }
 
     fn prepare(fd: OwnedFd, wish: Offload) -> io::Result<Self> {
@@ -109,9 +114,9 @@ impl Queue {
         }
     }
 
-    /// Whether the device is still there.
-    pub(super) fn is_attached(&self) -> bool {
-        self.device().is_some()
+    /// Whether the device is still there, and still has this name.
+    pub(super) fn is_of(&self, device: LinkName) -> bool {
+        self.device() == Some(device)
     }
 
     fn device(&self) -> Option<LinkName> {
@@ -137,6 +142,10 @@ impl Queue {
 
     /// Becomes a queue of the device that is there now, for every thread that uses this one.
     pub(super) fn reattach(&self, device: LinkName) -> io::Result<()> {
+        // One that was renamed vanishes with its last queue; there is none to tell if it was deleted.
+        // SAFETY: TUNSETPERSIST takes its argument as a number and touches no memory.
+        let _best_effort =
+            unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::TUNSETPERSIST, 0 as libc::c_ulong) };
         replace(&self.fd, &Self::open(device, self.offload)?.fd)
     }
 

@@ -267,18 +267,18 @@ fn a_peer_that_makes_no_sense_is_left_out_and_the_others_stay() {
     assert_eq!(
         left_out,
         [
-            "0.0.0.0/0: its subnet is not inside the network 10.244.0.0/16",
             "10.243.0.0/24: its subnet is not inside the network 10.244.0.0/16",
             "10.244.0.0/23: its subnet overlaps our own",
             "10.244.3.0/24: its Ethernet address is that of 10.244.2.0/24",
-            "10.244.6.0/22: its key has host bits",
             "10.244.4.0/24: its backend data does not decode: VtepMAC ff:ff:ff:ff:ff:ff is not of \
              one station",
             "10.244.5.0/24: its Ethernet address is that of this node",
+            "10.244.6.0/22: its key has host bits",
             "10.244.9.0/24: its backend is \"ipip\", not \"vxlan\"",
             "10.244.11.0/24: it has no public IPv4 address",
             "10.244.12.0/24: its public address 203.0.113.1 is ours",
             "10.244.16.0/24: its backend data does not decode: there is none",
+            "0.0.0.0/0: its subnet is not inside the network 10.244.0.0/16",
         ]
     );
 }

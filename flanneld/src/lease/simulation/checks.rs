@@ -204,7 +204,7 @@ fn knows_all(world: &World, n: usize, agent: &Agent) -> Result<(), String> {
     let mut table = agent.table.clone();
     table.forget(world.now);
     let nobody = LeaseKey::parse("0.0.0.0-0").expect("it is a key");
-    match table.peers(&nobody).find(|(key, _)| !world.store.keys.contains_key(key)) {
+    match table.peers(&nobody).into_iter().find(|(key, _)| !world.store.keys.contains_key(key)) {
         Some((key, _)) => Err(format!("{n} still knows {key}")),
         None => Ok(()),
     }

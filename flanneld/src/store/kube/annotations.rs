@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnetwork::IpNetwork;
-use serde_json::value::RawValue;
 
 use crate::family::{Family, PerFamily};
 use crate::lease::acquire::Listed;
@@ -171,8 +170,7 @@ impl Annotations {
 }
 
 fn read_data(text: &str) -> Result<BackendData, serde_json::Error> {
-    let raw: &RawValue = serde_json::from_str(text)?;
-    Ok(BackendData::read(serde_json::from_str(raw.get())?, Some(raw)))
+    serde_json::from_str(text).map(BackendData::read)
 }
 
 /// Whether flannel writes the annotations of a family: backends with devices of their own only once

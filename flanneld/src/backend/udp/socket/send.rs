@@ -140,3 +140,62 @@ impl Sender {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+    use std::os::fd::{FromRawFd, OwnedFd};
+    use std::time::Duration;
+
+    use flannel_tests::sandbox::sandboxed;
+    use nix::sys::socket::{SockaddrIn, bind};
+
+    use super::*;
+
+    /// Takes the same calls as UDP, and is never cut for: the kernel answers `EIO`, as it does about
+    /// UDP where the device below computes no checksums (before Linux 6.11).
+    const UDP_LITE: libc::c_int = 136;
+
+    fn open() -> UdpSocket {
+        // SAFETY: the call takes numbers only.
+        let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM, UDP_LITE) };
+        assert!(fd >= 0, "there is no UDP-Lite: {}", io::Error::last_os_error());
+        // SAFETY: it was just made.
+        let socket = UdpSocket::from(unsafe { OwnedFd::from_raw_fd(fd) });
+        let any_port = SockaddrIn::from(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0));
+        bind(socket.as_raw_fd(), &any_port).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        socket
+    }
+
+    fn fill(batch: &mut Batch, to: SocketAddr, segments_max: usize) {
+        batch.clear(segments_max);
+        for value in 1..=3 {
+            batch.room()[..50].fill(value);
+            let datagram = batch.keep(50);
+            batch.push(to, [datagram]);
+        }
+    }
+
+    #[test]
+    fn datagrams_leave_one_by_one_when_the_kernel_refuses_to_cut() {
+        sandboxed(|| {
+            let (from, to) = (open(), open());
+            let (mut sender, mut batch) = (Sender::new(true), Batch::new());
+            // The first time it is found out, and afterwards not tried again.
+            for messages in [1, 3] {
+                fill(&mut batch, to.local_addr().unwrap(), sender.segments_max());
+                assert_eq!(batch.messages().len(), messages);
+                let mut lost = 0;
+                sender
+                    .send(&from, &batch, |message, _| lost += usize::from(message.datagrams == 1));
+                for value in 1..=3 {
+                    let mut datagram = [0; 100];
+                    assert_eq!(to.recv(&mut datagram).unwrap(), 50);
+                    assert_eq!(datagram[..50], [value; 50]);
+                }
+                assert_eq!(lost, 0);
+            }
+        });
+    }
+}
