@@ -13,6 +13,7 @@ use crate::delegate::DelegateError;
 use crate::external::ExternalError;
 use crate::filter::FilterError;
 use crate::firewall::FirewallError;
+use crate::firewalld::FirewalldError;
 use crate::invocation::InvocationError;
 use crate::ipam::config::HostLocalError;
 use crate::ipam::fixed::FixedError;
@@ -75,6 +76,9 @@ pub enum Error {
     /// The node cannot let traffic pass as configured.
     #[error(transparent)]
     Firewall(#[from] FirewallError),
+    /// firewalld does not let traffic pass.
+    #[error(transparent)]
+    Firewalld(#[from] FirewalldError),
     /// The sandbox cannot be changed as configured.
     #[error(transparent)]
     Tuning(#[from] TuningError),
@@ -217,7 +221,7 @@ impl Error {
             Self::Firewall(FirewallError::Json(_)) | Self::Tuning(TuningError::Json(_)) => {
                 UNDECODABLE
             }
-            Self::Firewall(FirewallError::Firewalld) => UNSUPPORTED_FIELD,
+            Self::Firewalld(_) => KERNEL_REFUSED,
             Self::Tuning(TuningError::Args(_)) => INVALID_ENVIRONMENT,
             Self::Firewall(_) | Self::Tuning(_) => INVALID_CONFIGURATION,
             Self::Ptp(PtpError::Json(_)) | Self::Macvlan(MacvlanError::Json(_)) => UNDECODABLE,

@@ -1,7 +1,7 @@
 //! What lets the node forward for a pod where its rules would not, in the chains of the Go plugin and
 //! exactly as that one makes them. Pure.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use fabric::json;
@@ -23,11 +23,30 @@ const STAGE_2: &str = "CNI-ISOLATION-STAGE-2";
 /// A checked configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Firewall {
+    /// What lets pods through.
+    pub backend: Backend,
+    /// The zone of firewalld that pods get into.
+    pub zone: Zone,
     /// The chain in which the administrator overrides what is allowed.
     pub admin_chain: String,
     /// Who may reach pods from other bridges.
     pub policy: Policy,
 }
+
+/// What lets the packets of pods through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    /// firewalld.
+    Firewalld,
+    /// Rules in iptables.
+    Iptables,
+    /// firewalld if it runs, and rules otherwise.
+    WhatRuns,
+}
+
+/// The name of a zone of firewalld.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Zone(String);
 
 /// Who may reach a pod through the node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,9 +65,9 @@ pub enum FirewallError {
     /// A value is of the wrong type.
     #[error("failed to load netconf")]
     Json(#[source] json::Error),
-    /// Rules only go into iptables.
-    #[error("unsupported field: backend is \"firewalld\"")]
-    Firewalld,
+    /// No zone has such a name.
+    #[error("firewalldZone: {0:?} is not the name of a zone")]
+    Zone(String),
     /// There is no such policy.
     #[error("unknown ingress policy: {0:?}")]
     Policy(String),
@@ -64,6 +83,7 @@ pub enum FirewallError {
 #[serde(default, rename_all = "camelCase")]
 struct RawFirewall {
     backend: String,
+    firewalld_zone: String,
     iptables_admin_chain_name: String,
     ingress_policy: String,
 }
@@ -76,16 +96,38 @@ impl Firewall {
     pub fn new(config: &Map<String, Value>) -> Result<Self, FirewallError> {
         let raw: RawFirewall =
             json::from_value(config.clone().into()).map_err(FirewallError::Json)?;
-        if raw.backend == "firewalld" {
-            return Err(FirewallError::Firewalld);
-        }
+        let backend = match raw.backend.as_str() {
+            "firewalld" => Backend::Firewalld,
+            "iptables" => Backend::Iptables,
+            _ => Backend::WhatRuns,
+        };
+        let zone = match raw.firewalld_zone {
+            none if none.is_empty() => Zone("trusted".to_owned()),
+            name => Zone::new(&name).ok_or(FirewallError::Zone(name))?,
+        };
         let policy = match raw.ingress_policy.as_str() {
             "" | "open" => Policy::Open,
             "same-bridge" => Policy::SameBridge,
             "isolated" => Policy::Isolated,
             unknown => return Err(FirewallError::Policy(unknown.to_owned())),
         };
-        Ok(Self { admin_chain: admin_chain(raw.iptables_admin_chain_name)?, policy })
+        let admin_chain = admin_chain(raw.iptables_admin_chain_name)?;
+        Ok(Self { backend, zone, admin_chain, policy })
+    }
+}
+
+impl Zone {
+    /// A word, as firewalld itself demands.
+    pub fn new(name: &str) -> Option<Self> {
+        const BYTES_MAX: usize = 64;
+        let is_word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '/' | '.');
+        let is_name = (1..=BYTES_MAX).contains(&name.len()) && name.chars().all(is_word);
+        is_name.then(|| Self(name.to_owned()))
+    }
+
+    /// Its text.
+    pub fn as_str(&self) -> &str {
+        &self.0
     }
 }
 
@@ -110,17 +152,28 @@ pub fn tables(
     pod: &BTreeSet<IpAddr>,
     bridge: Option<LinkName>,
 ) -> Result<Tables, FirewallError> {
-    let mut tables = BTreeMap::new();
-    for version in pod.iter().map(|ip| version_of(*ip)).collect::<BTreeSet<_>>() {
-        let mut chains = Vec::new();
-        // What is kept out must be so before anything is let through.
-        if firewall.policy != Policy::Open {
-            chains.extend(isolated(firewall.policy, bridge.ok_or(FirewallError::NoBridge)?));
-        }
-        chains.extend(allowed(firewall, version, pod));
-        tables.insert(version, merged(chains));
-    }
-    Ok(tables)
+    // What is kept out must be so before anything is let through.
+    let isolated = isolated(firewall.policy, bridge)?;
+    let chains = |version| [isolated.clone(), allowed(firewall, version, pod)].concat();
+    Ok(versions(pod).map(|version| (version, merged(chains(version)))).collect())
+}
+
+/// Returns what of that the tables hold when it is not they that let the pod through.
+///
+/// # Errors
+/// As [`tables`].
+pub fn tables_of_policy(
+    firewall: &Firewall,
+    pod: &BTreeSet<IpAddr>,
+    bridge: Option<LinkName>,
+) -> Result<Tables, FirewallError> {
+    let isolated = isolated(firewall.policy, bridge)?;
+    let versions = versions(pod).filter(|_| !isolated.is_empty());
+    Ok(versions.map(|version| (version, merged(isolated.clone()))).collect())
+}
+
+fn versions(pod: &BTreeSet<IpAddr>) -> impl Iterator<Item = IpVersion> {
+    pod.iter().map(|ip| version_of(*ip)).collect::<BTreeSet<_>>().into_iter()
 }
 
 /// Returns what the tables hold when nothing is allowed for these addresses any more. What pods share
@@ -132,7 +185,7 @@ pub fn without(pod: &BTreeSet<IpAddr>) -> Tables {
         let absent = rules.map(|rule| Placed { rule, place: Place::Absent });
         vec![filter(vec![chain(FORWARD, absent.collect())])]
     };
-    pod.iter().map(|ip| version_of(*ip)).map(|version| (version, of(version))).collect()
+    versions(pod).map(|version| (version, of(version))).collect()
 }
 
 fn allowed(firewall: &Firewall, version: IpVersion, pod: &BTreeSet<IpAddr>) -> Vec<Chain> {
@@ -155,8 +208,12 @@ fn rules_for(ip: IpAddr) -> [Rule; 2] {
 }
 
 /// What leaves a bridge of pods goes to the second stage, where it does not enter another one.
-fn isolated(policy: Policy, bridge: LinkName) -> Vec<Chain> {
+fn isolated(policy: Policy, bridge: Option<LinkName>) -> Result<Vec<Chain>, FirewallError> {
     const ALL: &str = "CNI firewall plugin rules (ingressPolicy: same-bridge|isolated)";
+    if policy == Policy::Open {
+        return Ok(Vec::new());
+    }
+    let bridge = bridge.ok_or(FirewallError::NoBridge)?;
     let bridge = bridge.as_str();
     let comment = match policy {
         Policy::Isolated => "CNI firewall plugin rules (ingressPolicy: isolated)",
@@ -169,11 +226,11 @@ fn isolated(policy: Policy, bridge: LinkName) -> Vec<Chain> {
     let within = commented(&["-i", bridge, "-o", bridge], comment, "DROP");
     let within = (policy == Policy::Isolated).then(|| first(within));
     let into = commented(&["-o", bridge], comment, "DROP");
-    vec![
+    Ok(vec![
         chain("FORWARD", vec![first(commented(&[], ALL, STAGE_1))]),
         chain(STAGE_1, within.into_iter().chain([first(onward), last()]).collect()),
         chain(STAGE_2, vec![first(into), last()]),
-    ]
+    ])
 }
 
 /// A chain is named once in a table.
@@ -262,9 +319,35 @@ COMMIT
     }
 
     #[test]
+    fn firewalld_needs_rules_for_a_policy_only() {
+        let pod = ["10.1.2.3".parse().unwrap()].into();
+        let bridge = Some("br0".parse().unwrap());
+        let of = |policy: &str| {
+            let config = json!({"backend": "firewalld", "ingressPolicy": policy});
+            let firewall = firewall(config).unwrap();
+            assert_eq!((firewall.backend, firewall.zone.as_str()), (Backend::Firewalld, "trusted"));
+            tables_of_policy(&firewall, &pod, bridge).unwrap()
+        };
+        assert_eq!(of("open"), Tables::new());
+        let text: String =
+            of("isolated").values().map(|t| diff(t, &Observed::default()).to_string()).collect();
+        assert!(text.contains(STAGE_2) && !text.contains(FORWARD), "{text}");
+        for (backend, expected) in
+            [("iptables", Backend::Iptables), ("", Backend::WhatRuns), ("x", Backend::WhatRuns)]
+        {
+            let config = json!({"backend": backend, "firewalldZone": "internal"});
+            let firewall = firewall(config).unwrap();
+            assert_eq!((firewall.backend, firewall.zone.as_str()), (expected, "internal"));
+        }
+    }
+
+    #[test]
     fn what_makes_no_sense_is_refused() {
         let table = [
-            (json!({"backend": "firewalld"}), "unsupported field: backend is \"firewalld\""),
+            (
+                json!({"firewalldZone": "a\0b"}),
+                "firewalldZone: \"a\\0b\" is not the name of a zone",
+            ),
             (json!({"ingressPolicy": "closed"}), "unknown ingress policy: \"closed\""),
             (
                 json!({"iptablesAdminChainName": "A B"}),

@@ -16,6 +16,7 @@ use serde_json::{Map, Value};
 use crate::args::Args;
 use crate::bandwidth::Limits;
 use crate::bridge::Bridge;
+use crate::dbus::Message;
 use crate::delegate;
 use crate::firewall::Firewall;
 use crate::invocation::{Attachment, Id, Invocation, Request};
@@ -141,6 +142,11 @@ pub fn reservation(directory: &Path, bytes: &[u8]) {
     }
 }
 
+/// What the system bus sends.
+pub fn bus_message(bytes: &[u8]) {
+    let _understood = Message::decode(bytes);
+}
+
 fn attachment() -> Attachment {
     let id = |text| Id::new(text).expect("letters are an identity");
     let if_name = "eth0".parse().expect("letters and digits are a name");
@@ -254,6 +260,14 @@ mod tests {
         fn any_state_is_read_and_removed(bytes in bytes_like(CONFIGURATIONS)) {
             let directory = tempfile::tempdir().unwrap();
             state(directory.path(), &bytes);
+        }
+
+        #[test]
+        fn any_message_of_the_bus_is_understood_or_refused(bytes in bytes_like(&[
+            "l\x02\x01\x01\x04\0\0\0\x09\0\0\0\x0f\0\0\0\
+             \x05\x01u\0\x02\0\0\0\x08\x01g\0\x01b\0\0\x01\0\0\0",
+        ])) {
+            bus_message(&bytes);
         }
 
         #[test]

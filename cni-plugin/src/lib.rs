@@ -32,8 +32,10 @@ pub mod sharing;
 pub mod spoofing;
 pub mod tuning;
 
+pub mod dbus;
 pub mod filter;
 pub mod firewall;
+pub mod firewalld;
 pub mod iptables;
 pub mod kernel;
 pub mod sandbox;

@@ -1,7 +1,7 @@
 //! The plugin `firewall`: lets the node forward for a pod that other plugins of the list attached.
 //!
 //! A rule does not say which pod it is for, so that the Go plugin can remove it too; which addresses
-//! a pod had is therefore kept from ADD to DEL.
+//! a pod had is therefore kept from ADD to DEL, and the zone of firewalld that they are in.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -14,9 +14,10 @@ use crate::attachment;
 use crate::command::check::{Difference, previous};
 use crate::command::gc::Valid;
 use crate::error::Error;
-use crate::firewall::{self, Firewall};
+use crate::firewall::{self, Backend, Firewall, FirewallError, Zone};
+use crate::firewalld::{self, Firewalld, FirewalldError};
 use crate::invocation::{Attachment, Call};
-use crate::iptables;
+use crate::iptables::{self, Tables};
 use crate::result::AddResult;
 use crate::state::{State, StateFile};
 
@@ -25,60 +26,157 @@ const DATA_DIR: &str = "/var/lib/cni/firewall";
 /// The key that they are under.
 const ADDRESSES: &str = "addresses";
 
-/// Makes the rules, and passes on what the plugins before it made.
+/// The key that the zone is under, if firewalld lets them through.
+const ZONE: &str = "firewalldZone";
+
+/// What is kept for a pod.
+#[derive(Debug, Default)]
+struct Pod {
+    addresses: BTreeSet<IpAddr>,
+    zone: Option<Zone>,
+}
+
+/// Lets the pod through, and passes on what the plugins before it made.
 ///
 /// # Errors
-/// If there is none before it, or if iptables refuses. No rules for the pod stay then.
+/// If there is none before it, or if iptables or firewalld refuses. Nothing for the pod stays then.
 pub fn add(call: &Call) -> Result<AddResult, Error> {
     let previous = previous(call)?.ok_or(Error::NoResult)?;
     let firewall = Firewall::new(&call.config)?;
-    let pod = addresses(&previous);
-    let tables = firewall::tables(&firewall, &pod, bridge(&previous))?;
-    let saved = file(&call.attachment).save(&kept(&call.attachment, &pod))?;
-    if let Err(error) = iptables::ensure(&tables) {
-        let _what_stopped_it_must_be_told = iptables::remove_among(&firewall::without(&pod));
-        return Err(error.into());
+    let firewalld = chosen(&firewall)?;
+    let zone = firewalld.is_some().then(|| firewall.zone.clone());
+    let tables = tables(&firewall, firewalld.is_some(), &previous)?;
+    let pod = Pod { addresses: addresses(&previous), zone };
+    let saved = file(&call.attachment).save(&pod.kept(&call.attachment))?;
+    if let Err(error) = let_through(&pod, &tables, firewalld) {
+        let _what_stopped_it_must_be_told = pod.remove();
+        return Err(error);
     }
     saved.commit();
     Ok(previous)
 }
 
-/// Removes the rules for the pod.
+/// Removes what lets the pod through.
 ///
 /// # Errors
-/// If iptables refuses; the addresses are kept then.
+/// If iptables or firewalld refuses; the addresses are kept then.
 pub fn del(call: &Call) -> Result<(), Error> {
     let file = file(&call.attachment);
-    let mut pod = previous(call).ok().flatten().map(|result| addresses(&result));
-    let pod = pod.get_or_insert_default();
-    pod.extend(kept_in(&file.read()));
-    iptables::remove_among(&firewall::without(pod))?;
+    let state = file.read();
+    let mut pod = Pod::kept_in(&state);
+    if let Some(previous) = previous(call).ok().flatten() {
+        pod.addresses.extend(addresses(&previous));
+        if state == State::Missing {
+            // The Go plugin may have made it, and keeps nothing.
+            pod.zone = configured_zone(call);
+        }
+    }
+    pod.remove()?;
     Ok(file.remove()?)
 }
 
-/// Finds out whether the rules are there.
+/// Finds out whether the pod is let through.
 ///
 /// # Errors
-/// If not all of them are.
+/// If not in every way.
 pub fn check(call: &Call) -> Result<(), Error> {
     let previous = previous(call)?.ok_or(Difference::NoPrevResult)?;
     let firewall = Firewall::new(&call.config)?;
-    let tables = firewall::tables(&firewall, &addresses(&previous), bridge(&previous))?;
-    let missing = iptables::missing(&tables)?;
+    let mut firewalld = chosen(&firewall)?;
+    let mut missing = iptables::missing(&tables(&firewall, firewalld.is_some(), &previous)?)?;
+    if let Some(firewalld) = &mut firewalld {
+        let zone = firewall.zone.as_str();
+        for ip in addresses(&previous) {
+            if !firewalld.has(zone, ip)? {
+                let source = firewalld::source(ip);
+                missing.push_str(&format!("firewall-cmd --zone={zone} --add-source={source}\n"));
+            }
+        }
+    }
     if missing.is_empty() { Ok(()) } else { Err(Difference::State(missing).into()) }
 }
 
-/// Removes the rules for pods that are not valid.
+/// Removes what lets pods through that are not valid.
 pub(super) fn gc(valid: &Valid, errors: &mut Vec<Error>) {
     for kept in StateFile::all(Path::new(DATA_DIR), valid.network()) {
         if valid.has_kept(&kept) {
             continue;
         }
-        let removed = iptables::remove_among(&firewall::without(&kept_in(&kept.state)));
-        let removed = removed.map_err(Error::from).and_then(|()| Ok(kept.remove()?));
-        errors.extend(removed.err());
+        let removed = Pod::kept_in(&kept.state).remove();
+        errors.extend(removed.and_then(|()| Ok(kept.remove()?)).err());
     }
     StateFile::remove_orphans(Path::new(DATA_DIR));
+}
+
+/// Returns firewalld if it is to let pods through.
+fn chosen(firewall: &Firewall) -> Result<Option<Firewalld>, Error> {
+    match firewall.backend {
+        Backend::Firewalld => Ok(Some(Firewalld::running()?.ok_or(FirewalldError::NotRunning)?)),
+        Backend::Iptables => Ok(None),
+        // As for the Go plugin, a bus that is out of order is none.
+        Backend::WhatRuns => Ok(Firewalld::running().ok().flatten()),
+    }
+}
+
+/// The rules that are wanted, which firewalld does without where there is no policy.
+fn tables(
+    firewall: &Firewall,
+    by_firewalld: bool,
+    previous: &AddResult,
+) -> Result<Tables, FirewallError> {
+    let make = if by_firewalld { firewall::tables_of_policy } else { firewall::tables };
+    make(firewall, &addresses(previous), bridge(previous))
+}
+
+fn let_through(pod: &Pod, tables: &Tables, firewalld: Option<Firewalld>) -> Result<(), Error> {
+    iptables::ensure(tables)?;
+    if let (Some(mut firewalld), Some(zone)) = (firewalld, &pod.zone) {
+        for ip in &pod.addresses {
+            firewalld.add(zone.as_str(), *ip)?;
+        }
+    }
+    Ok(())
+}
+
+/// The zone that an ADD of the Go plugin may have used. None succeeds with a wrong configuration.
+fn configured_zone(call: &Call) -> Option<Zone> {
+    let firewall = Firewall::new(&call.config).ok()?;
+    let is_in_use = match firewall.backend {
+        Backend::Firewalld => true,
+        Backend::Iptables | Backend::WhatRuns => chosen(&firewall).ok()?.is_some(),
+    };
+    is_in_use.then_some(firewall.zone)
+}
+
+impl Pod {
+    /// Removes all that lets it through. What firewalld knew is gone if that does not run.
+    fn remove(&self) -> Result<(), Error> {
+        iptables::remove_among(&firewall::without(&self.addresses))?;
+        let Some(zone) = self.zone.as_ref().filter(|_| !self.addresses.is_empty()) else {
+            return Ok(());
+        };
+        let Some(mut firewalld) = Firewalld::running()? else { return Ok(()) };
+        for ip in &self.addresses {
+            firewalld.remove(zone.as_str(), *ip)?;
+        }
+        Ok(())
+    }
+
+    fn kept(&self, attachment: &Attachment) -> Map<String, Value> {
+        let name = ("name".to_owned(), json!(attachment.network.as_str()));
+        let addresses = (ADDRESSES.to_owned(), json!(self.addresses));
+        let zone = self.zone.as_ref().map(|zone| (ZONE.to_owned(), json!(zone.as_str())));
+        [name, addresses].into_iter().chain(zone).collect()
+    }
+
+    fn kept_in(state: &State) -> Self {
+        let State::Delegate(kept) = state else { return Self::default() };
+        let addresses = kept.get(ADDRESSES).and_then(Value::as_array);
+        let address = |value: &Value| value.as_str()?.parse().ok();
+        let addresses = addresses.into_iter().flatten().filter_map(address).collect();
+        let zone = kept.get(ZONE).and_then(Value::as_str).and_then(Zone::new);
+        Self { addresses, zone }
+    }
 }
 
 fn addresses(result: &AddResult) -> BTreeSet<IpAddr> {
@@ -92,16 +190,4 @@ fn bridge(result: &AddResult) -> Option<LinkName> {
 
 fn file(attachment: &Attachment) -> StateFile {
     StateFile::of(Path::new(DATA_DIR), attachment)
-}
-
-fn kept(attachment: &Attachment, pod: &BTreeSet<IpAddr>) -> Map<String, Value> {
-    let name = json!(attachment.network.as_str());
-    [("name".to_owned(), name), (ADDRESSES.to_owned(), json!(pod))].into_iter().collect()
-}
-
-fn kept_in(state: &State) -> BTreeSet<IpAddr> {
-    let State::Delegate(kept) = state else { return BTreeSet::new() };
-    let addresses = kept.get(ADDRESSES).and_then(Value::as_array);
-    let address = |value: &Value| value.as_str()?.parse().ok();
-    addresses.into_iter().flatten().filter_map(address).collect()
 }

@@ -5,6 +5,8 @@ use serde_json::{Value, json};
 
 use super::*;
 
+mod firewalld;
+
 fn run(plugin: Plugin, command: &str, id: &str, conf: &Value) -> Result<Value, Value> {
     call_plugin(plugin, "eth0", command, id, &format!("/run/netns/{id}"), conf)
 }
@@ -27,6 +29,23 @@ fn rules_of_pods() -> usize {
     filter_rules().lines().filter(|line| line.contains("10.1.2.")).count()
 }
 
+/// A machine behind the node, at 198.51.100.2.
+fn world(pod: &Container) {
+    sh("ip link add out type veth peer name world");
+    sh("ip netns add world");
+    sh("ip link set world netns world");
+    sh("ip address add 198.51.100.1/24 dev out");
+    sh("ip link set out up");
+    for command in [
+        "ip -n world address add 198.51.100.2/24 dev world",
+        "ip -n world link set world up",
+        "ip -n world route add 10.1.0.0/16 via 198.51.100.1",
+    ] {
+        sh(command);
+    }
+    pod.sh("ip route replace default via 10.1.2.1");
+}
+
 #[test]
 fn firewall_lets_pods_through_a_node_that_drops() {
     sandboxed(|| {
@@ -34,19 +53,7 @@ fn firewall_lets_pods_through_a_node_that_drops() {
         let one = Container::new("one");
         let attached = one.add(&stock()).unwrap();
         sh("iptables -P FORWARD DROP");
-        sh("ip link add out type veth peer name world");
-        sh("ip netns add world");
-        sh("ip link set world netns world");
-        sh("ip address add 198.51.100.1/24 dev out");
-        sh("ip link set out up");
-        for command in [
-            "ip -n world address add 198.51.100.2/24 dev world",
-            "ip -n world link set world up",
-            "ip -n world route add 10.1.0.0/16 via 198.51.100.1",
-        ] {
-            sh(command);
-        }
-        one.sh("ip route replace default via 10.1.2.1");
+        world(&one);
         assert!(!one.reaches("198.51.100.2"));
 
         let firewall = conf(Plugin::Firewall, &attached, json!({}));
