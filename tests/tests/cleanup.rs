@@ -61,6 +61,8 @@ fn plant(node: &Namespace) {
         run(node, &format!("{iptables} -A FORWARD -s 203.0.113.9 -j DROP"));
     }
     run(node, "iptables-nft -A FORWARD -s 203.0.113.10 -j DROP");
+    // Its tables and built-in chains stay once they were used.
+    run(node, "iptables-nft -t raw -A OUTPUT -s 203.0.113.11 -j DROP");
     run(node, "ip6tables-nft -t nat -N FLANNELISH");
     run(node, "ip6tables-nft -A FORWARD -s 2001:db8::9 -j DROP");
     run(node, "nft add table ip flannel-ipv44");
@@ -68,7 +70,7 @@ fn plant(node: &Namespace) {
 
 fn everything(node: &Node) -> String {
     let legacy = |table: &str| run(node.namespace(), &format!("iptables-legacy-save -t {table}"));
-    let rules = legacy("nat") + &legacy("filter");
+    let rules = legacy("nat") + &legacy("filter") + &legacy("raw");
     let rules = rules.lines().filter(|line| !line.starts_with(['#', ':']));
     let rules: String = rules.map(|line| format!("{line}\n")).collect();
     snapshot::of(node).unwrap() + &rules + &node.ip("-6 route show")
