@@ -100,6 +100,11 @@ if [ $install = yes ] && [ "$(id -u)" = 0 ] && [ -e /etc/debian_version ] && [ $
     fi
     apt-get update -qq
     apt-get install -qq -y --no-install-recommends "${packages[@]}" >/dev/null
+    # Nor when the machine boots.
+    if command -v systemctl >/dev/null; then
+        mapfile -t services < <(dpkg -L "${packages[@]}" | sed -n 's|^.*/systemd/system/\([^/@]*\.service\)$|\1|p')
+        [ ${#services[@]} -eq 0 ] || systemctl disable --quiet "${services[@]}"
+    fi
     lacking=$(missing)
     [ -n "$lacking" ] || exit 0
 fi

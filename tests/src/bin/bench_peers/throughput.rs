@@ -10,7 +10,7 @@ use flannel_tests::node::Node;
 use flannel_tests::pod::Pod;
 use flannel_tests::traffic::{ping, stream_for};
 use flannel_tests::underlay::Underlay;
-use flannel_tests::wait;
+use flannel_tests::{program, wait};
 
 use crate::agent::Agent;
 use crate::batches::Batches;
@@ -25,6 +25,9 @@ pub(crate) fn between_pods() {
     let store = crowd::in_directory(Path::new("/run/leases"), &[]);
     let (_agents, by_agent) = leased(&nodes[..2], &store);
     let by_hand = made_by_hand(&nodes[2..]);
+    for (leased, by_hand) in nodes[..2].iter().zip(&nodes[2..]) {
+        copy_rules(leased, by_hand);
+    }
     let mut rates = [Vec::new(), Vec::new()];
     for _ in 0..ROUNDS {
         for (rates, [from, to]) in rates.iter_mut().zip([&by_agent, &by_hand]) {
@@ -66,6 +69,18 @@ fn made_by_hand(nodes: &[Node]) -> [Pod; 2] {
             .expect("the sandbox is writable");
     }
     pods(nodes, "by-hand")
+}
+
+/// Rules cost their share of every packet; these are those of flannel, by the usual programs.
+fn copy_rules(from: &Node, to: &Node) {
+    let [own, others] = [to, from].map(|node| {
+        let subnet = node.subnet_file_value("FLANNEL_SUBNET").expect("the node has a subnet");
+        subnet.strip_suffix("1/24").expect("a gateway").to_owned()
+    });
+    let rules = program::run(&mut from.command("iptables-save")).replace(&others, &own);
+    let file = format!("/run/rules-of-{}", to.name());
+    fs::write(&file, rules).expect("the sandbox is writable");
+    program::run(to.command("iptables-restore").arg(&file));
 }
 
 fn pods(nodes: &[Node], name: &str) -> [Pod; 2] {
