@@ -269,36 +269,9 @@ impl Reconciler {
         ready: &watch::Sender<Readiness>,
         publish: &watch::Sender<Attributes>,
     ) -> bool {
-        self.table.forget(clock::since_boot());
-        let own = self.own.subnet;
-        let leases = self.table.peers(&own);
         let start = Instant::now();
-        let Setup { backends, networks, engine, attributes, on_link, .. } = &self.node.setup;
-        let in_use = || backend::tunnels_in_use(&leases);
-        let left = self.node.former.scope(&backends.devices(), in_use);
-        let mut scope = backends.scope(&own, &leases).join(left);
-        let mut desired = backends.desired(&own, &leases);
-        let remains = self.retiring.as_ref().map(|retiring| {
-            scope = std::mem::take(&mut scope).join(retiring.scope(&own, &leases));
-            retiring.remains(&own, &leases)
-        });
-        let retired = remains.as_ref().is_some_and(|remains| *remains == NetState::default());
-        desired.state.extend(remains.unwrap_or_default());
-        self.sysctls.clone_from(&desired.state.sysctls);
-        self.report.peers(leases.len(), desired.left_out);
-        self.report.shortages(neighbour_limits::shortages(on_link, &leases, &desired.state));
-        let mut state = desired.state;
-        if self.node.blackhole {
-            state.blackholes.extend(own.subnets().map(RouteKey::last_resort));
-        }
-        let wanted = Wanted {
-            scope,
-            state,
-            engine: *engine,
-            rules: rules::desired(&self.node.rules, networks, &own, &backends.tunnel_ports()),
-            forwarding: desired.forwarding,
-        };
-        let attributes = attributes.clone();
+        let (wanted, retired) = self.wanted();
+        let attributes = self.node.setup.attributes.clone();
         begin(ready);
         let outcome = self.node.kernel.make_true(wanted).await;
         self.duration = start.elapsed();
@@ -322,6 +295,36 @@ impl Reconciler {
             (before.node, before.peers) != (achieved.node, achieved.peers)
         });
         achieved.is_complete() && outcome.leftovers.is_empty()
+    }
+
+    /// Returns what the leases mean for this node, and whether nothing of the backends before is
+    /// needed any more.
+    fn wanted(&mut self) -> (Wanted, bool) {
+        self.table.forget(clock::since_boot());
+        let own = self.own.subnet;
+        let leases = self.table.peers(&own);
+        let Setup { backends, networks, engine, on_link, .. } = &self.node.setup;
+        let in_use = || backend::tunnels_in_use(&leases);
+        let left = self.node.former.scope(&backends.devices(), in_use);
+        let mut scope = backends.scope(&own, &leases).join(left);
+        let mut desired = backends.desired(&own, &leases);
+        let remains = self.retiring.as_ref().map(|retiring| {
+            scope = std::mem::take(&mut scope).join(retiring.scope(&own, &leases));
+            retiring.remains(&own, &leases)
+        });
+        let retired = remains.as_ref().is_some_and(|remains| *remains == NetState::default());
+        desired.state.extend(remains.unwrap_or_default());
+        self.sysctls.clone_from(&desired.state.sysctls);
+        self.report.peers(leases.len(), desired.left_out);
+        self.report.shortages(neighbour_limits::shortages(on_link, &leases, &desired.state));
+        let mut state = desired.state;
+        if self.node.blackhole {
+            state.blackholes.extend(own.subnets().map(RouteKey::last_resort));
+        }
+        let rules = rules::desired(&self.node.rules, networks, &own, &backends.tunnel_ports());
+        let wanted =
+            Wanted { scope, state, engine: *engine, rules, forwarding: desired.forwarding };
+        (wanted, retired)
     }
 
     /// Tells the CNI plugin, once the node's own device and rules are there.
