@@ -24,6 +24,7 @@ use crate::config::{ConfigError, NetworkConfig};
 use crate::external_interface::{self, ExternalInterface, NoInterface};
 use crate::family::{Family, PerFamily};
 use crate::former::Former;
+use crate::glance::Glances;
 use crate::health::Readiness;
 use crate::kernel::{self, Kernel};
 use crate::lease::LeaseKey;
@@ -163,6 +164,7 @@ async fn serve(
         former: before.map(|file| Former::find(&file, &inventory.interfaces)).unwrap_or_default(),
         subnet_file: options.subnet_file,
         kernel,
+        glances: Glances::start().map_err(system("start the thread that looks at parameters"))?,
     };
 
     let (updates, leases) = mpsc::channel(UPDATES);
