@@ -283,8 +283,8 @@ impl Reconciler {
         achieved.is_complete() && outcome.leftovers.is_empty()
     }
 
-    /// Returns what the kernel shall look like, and whether the backends before have nothing left in
-    /// it.
+    /// Returns what the leases mean for this node, and whether nothing of the backends before is
+    /// needed any more.
     fn wanted(&mut self) -> (Wanted, bool) {
         self.table.forget(clock::since_boot());
         let own = self.own.subnet;
