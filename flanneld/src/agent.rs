@@ -24,6 +24,7 @@ use crate::config::{ConfigError, NetworkConfig};
 use crate::external_interface::{self, ExternalInterface, NoInterface};
 use crate::family::{Family, PerFamily};
 use crate::former::Former;
+use crate::glance::Glances;
 use crate::health::Readiness;
 use crate::kernel::{self, Kernel};
 use crate::lease::LeaseKey;
@@ -169,6 +170,7 @@ async fn prepare(store: &impl LeaseStore, options: &mut Options) -> Result<Start
         former: before.map(|file| Former::find(&file, &inventory.interfaces)).unwrap_or_default(),
         subnet_file: options.subnet_file.clone(),
         kernel,
+        glances: Glances::start().map_err(system("start the thread that looks at parameters"))?,
     };
     Ok(Start { config, interface, choices, request, node })
 }
