@@ -14,9 +14,9 @@ use tracing::warn;
 
 use super::roster::Nodes;
 use crate::family::PerFamily;
+use crate::lease::Lease;
 use crate::lease::acquire::Listed;
 use crate::lease::wire;
-use crate::lease::Lease;
 use crate::store::Decoder;
 
 /// Nobody has more nodes than would fit.
@@ -143,7 +143,8 @@ impl Read<'_> {
             ipv6: self.public_ipv6.filter(IpAddr::is_ipv6),
         };
         let known = Known { node: self.node, own, addresses };
-        (known, self.peers.into_iter().map(|(name, entry)| (name.to_owned(), lease(entry))).collect())
+        let peers = self.peers.into_iter().map(|(name, entry)| (name.to_owned(), lease(entry)));
+        (known, peers.collect())
     }
 }
 
