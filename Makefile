@@ -93,7 +93,8 @@ test-kubernetes: ## Run the tests of Kubernetes against a real one, built from D
 	@tests/requirements.sh build test
 	tests/build-kubernetes.sh $(KUBERNETES)
 	$(CARGO) build $(CARGO_FLAGS) --workspace
-	KUBERNETES=$(KUBERNETES) TEST_STORE=kube $(CARGO) test $(CARGO_FLAGS) -p flannel-tests --features kubernetes \
+	KUBERNETES=$(KUBERNETES) TEST_STORE=kube $(CARGO) test $(CARGO_FLAGS) --no-fail-fast \
+	    -p flannel-tests --features kubernetes \
 	    $(addprefix --test ,$(KUBERNETES_TESTS)) -- --test-threads=2
 
 lint: ## Check formatting, run clippy and build the documentation, warnings denied
