@@ -29,11 +29,11 @@ pub struct Plan {
     pub ops: Vec<Op>,
 }
 
-/// One request to the kernel.
+/// One request to the kernel. Links are in boxes: there are few of them, and thousands of the rest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Op {
     /// Make a link. It is down at first.
-    AddLink(LinkName, Link),
+    AddLink(LinkName, Box<Link>),
     /// Remove a link, and all that hangs on it.
     DelLink(LinkName),
     /// Change a link in place.
@@ -44,7 +44,7 @@ pub enum Op {
     SetTxChecksum(LinkName, bool),
     /// Make a link that lives in the namespace at this path, on a link of this one. It is down at
     /// first. No plan for a state does so.
-    AddLinkIn(PathBuf, LinkName, Link),
+    AddLinkIn(PathBuf, LinkName, Box<Link>),
     /// Give a link an address.
     ReplaceAddress(Address),
     /// Give a link an address without a route to its subnet.
@@ -234,7 +234,7 @@ impl Diff<'_> {
         // A port can only be made when its bridge is there, and a tunnel when its underlay is.
         missing.sort_by_key(|(_, link)| (link.port.is_some(), underlay(link).is_some()));
         for (name, link) in missing {
-            ops.push(Op::AddLink(*name, link.clone()));
+            ops.push(Op::AddLink(*name, Box::new(link.clone())));
             // The kernel takes no remark when it makes the link. In the same send it follows for
             // sure, so that there is never one whose maker cannot be told.
             let alias = link.alias.clone();

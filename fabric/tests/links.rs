@@ -126,7 +126,7 @@ fn a_macvlan_is_made_where_it_shall_live() {
             let kind = Macvlan { parent, mode, broadcast_queue: None };
             let link = name(&format!("mac{number}"));
             let desired = Link { mtu: None, ..Link::up(LinkKind::Macvlan(kind)) };
-            let op = Op::AddLinkIn("/run/netns/pod".into(), link, desired.clone());
+            let op = Op::AddLinkIn("/run/netns/pod".into(), link, Box::new(desired.clone()));
             let text = op.to_string();
             let failures = apply(&mut host, &Plan { ops: vec![op] });
             assert!(failures.is_empty(), "{text}: {failures:?}");

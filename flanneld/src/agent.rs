@@ -24,6 +24,7 @@ use crate::config::{ConfigError, NetworkConfig};
 use crate::external_interface::{self, ExternalInterface, NoInterface};
 use crate::family::{Family, PerFamily};
 use crate::former::Former;
+use crate::glance::Glances;
 use crate::health::Readiness;
 use crate::kernel::{self, Kernel};
 use crate::lease::LeaseKey;
@@ -133,12 +134,18 @@ async fn with_store(options: Options, ready: watch::Sender<Readiness>) -> Result
     }
 }
 
-async fn serve(
-    store: impl LeaseStore,
-    mut options: Options,
-    ready: watch::Sender<Readiness>,
-) -> Result<(), StartError> {
-    let config = network_config(&store).await;
+/// What a node starts with.
+struct Start {
+    config: NetworkConfig,
+    interface: ExternalInterface,
+    choices: Choices,
+    request: Request,
+    node: Node,
+}
+
+/// Reads and chooses what has to be known before anything runs.
+async fn prepare(store: &impl LeaseStore, options: &mut Options) -> Result<Start, StartError> {
+    let config = network_config(store).await;
     let families: Vec<_> = config.pools.families().collect();
     let facts = store.node().await;
     options.interface.prefer(&facts.addresses);
@@ -156,15 +163,25 @@ async fn serve(
     let kernel = Kernel::start().map_err(system("start the thread that speaks to the kernel"))?;
     let node = Node {
         setup,
-        rules: options.rules,
+        rules: options.rules.clone(),
         blackhole: options.blackhole_route,
         rules_interval: options.rules_interval,
         ip_masq: options.ip_masq,
         former: before.map(|file| Former::find(&file, &inventory.interfaces)).unwrap_or_default(),
-        subnet_file: options.subnet_file,
+        subnet_file: options.subnet_file.clone(),
         kernel,
+        glances: Glances::start().map_err(system("start the thread that looks at parameters"))?,
     };
+    Ok(Start { config, interface, choices, request, node })
+}
 
+/// Lets everything run side by side until one ends.
+async fn serve(
+    store: impl LeaseStore,
+    mut options: Options,
+    ready: watch::Sender<Readiness>,
+) -> Result<(), StartError> {
+    let Start { config, interface, choices, request, node } = prepare(&store, &mut options).await?;
     let (updates, leases) = mpsc::channel(UPDATES);
     let (published, held) = watch::channel(None);
     let (publish, attributes) = watch::channel(request.attributes.clone());

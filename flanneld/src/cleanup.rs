@@ -14,7 +14,6 @@ use fabric::netlink::{Inventory, NetlinkError, Routes, Scope, Socket, apply, obs
 use fabric::netstate::NetState;
 use fabric::plan::diff;
 use fabric::subnet_file::SubnetFile;
-use ipnetwork::IpNetwork;
 
 use crate::backend;
 use crate::errors::chain;
@@ -83,9 +82,7 @@ impl Cleanup {
 
     fn pods(&self) -> Vec<String> {
         let Ok(file) = SubnetFile::read(&self.subnet_file) else { return Vec::new() };
-        let (ipv4, ipv6) = (file.subnet4.map(IpNetwork::V4), file.subnet6.map(IpNetwork::V6));
-        let subnets = ipv4.into_iter().chain(ipv6);
-        subnets.flat_map(|subnet| pods::on(subnet, Path::new(pods::NETWORKS))).collect()
+        file.subnets().flat_map(|subnet| pods::on(subnet, Path::new(pods::NETWORKS))).collect()
     }
 
     fn remove_state(&self, outcome: &mut Outcome) -> Result<(), CleanupError> {

@@ -62,6 +62,7 @@ enum Request {
 /// The way to the applier thread.
 pub(crate) struct Kernel {
     requests: blocking::Sender<Request>,
+    sets_parameters: bool,
 }
 
 impl Kernel {
@@ -69,19 +70,15 @@ impl Kernel {
     pub(crate) fn start() -> std::io::Result<Self> {
         let mut socket = Socket::open()?;
         let (requests, queue) = blocking::channel();
-        let read_only = sysctl::is_read_only();
-        if read_only {
+        let sets_parameters = !sysctl::is_read_only();
+        if !sets_parameters {
             warn!("/proc/sys is read-only, as in a container: kernel parameters stay as they are");
         }
         let serve = move || {
             let (mut data_paths, mut rules) = (Vec::new(), RuleKeeper::default());
             for request in queue {
                 match request {
-                    Request::MakeTrue(mut wanted, reply) => {
-                        if read_only {
-                            wanted.scope.sysctls.clear();
-                            wanted.state.sysctls.clear();
-                        }
+                    Request::MakeTrue(wanted, reply) => {
                         let outcome = make_true(&mut socket, &mut rules, &mut data_paths, *wanted);
                         // Nobody waits for the answer when the program is ending.
                         let _nobody_waits = reply.send(outcome);
@@ -91,7 +88,12 @@ impl Kernel {
             }
         };
         thread::Builder::new().name("kernel".to_owned()).spawn(serve)?;
-        Ok(Self { requests })
+        Ok(Self { requests, sets_parameters })
+    }
+
+    /// Whether kernel parameters can be set at all; otherwise none may be wanted.
+    pub(crate) const fn sets_parameters(&self) -> bool {
+        self.sets_parameters
     }
 
     /// Makes it so, as far as the kernel lets us.

@@ -18,6 +18,7 @@ mod lease_command;
 
 mod agent;
 mod former;
+mod glance;
 mod kernel;
 mod kernel_release;
 mod neighbour_limits;

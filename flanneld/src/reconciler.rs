@@ -9,22 +9,21 @@
 //! An event carries no work: it only causes a pass, which compares everything. A pass that did not
 //! achieve everything is followed by another one, with growing pauses.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use fabric::netstate::{NetState, RouteKey, Sysctl};
+use fabric::netstate::{NetState, RouteKey};
 use fabric::subnet_file::SubnetFile;
-use fabric::sysctl;
 use tokio::sync::{Notify, mpsc, watch};
-use tokio::time::{Instant, interval_at, sleep_until};
+use tokio::time::{Instant, sleep_until};
 use tracing::{debug, error, info};
 
-use crate::backend::{self, Backends};
+use crate::backend::{self, Backends, Desired};
 use crate::clock;
 use crate::errors::chain;
 use crate::former::Former;
+use crate::glance::{Expected, Glances};
 use crate::health::Readiness;
 use crate::kernel::{Kernel, Wanted};
 use crate::lease::table::{LeaseTable, LeaseUpdate};
@@ -40,9 +39,6 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(60);
 /// Such comparisons take at most one part in so many of the time, unless that made them too rare.
 const CHECK_SHARE: u32 = 10_000;
 const CHECK_INTERVAL_MAX: Duration = Duration::from_secs(300);
-/// The kernel does not tell when its parameters change, nor the file system when a file goes: they
-/// are glanced at this often, which takes some ten microseconds.
-const GLANCE_INTERVAL: Duration = Duration::from_millis(700);
 /// Notifications come in bursts, also for what a pass does itself.
 const SETTLE_MIN: Duration = Duration::from_millis(20);
 /// While notifications do not end, passes take at most one part in so many of the time.
@@ -66,6 +62,7 @@ pub(crate) struct Node {
     pub(crate) former: Former,
     pub(crate) subnet_file: PathBuf,
     pub(crate) kernel: Kernel,
+    pub(crate) glances: Glances,
 }
 
 /// Where events come from and where results go.
@@ -97,8 +94,6 @@ struct Reconciler {
     duration: Duration,
     /// Whether nobody tells when the rules change.
     rules_unwatched: bool,
-    /// The kernel parameters that the last pass wanted.
-    sysctls: BTreeMap<Sysctl, String>,
     /// What the subnet file holds, once it was written.
     written: Option<SubnetFile>,
     /// Why it could not be written, as it was told.
@@ -123,7 +118,6 @@ pub(crate) async fn run(node: Node, mut channels: Channels<'_>) -> io::Result<()
         retiring: None,
         duration: Duration::ZERO,
         rules_unwatched: false,
-        sysctls: BTreeMap::new(),
         written: None,
         unwritten: None,
     };
@@ -151,7 +145,6 @@ impl Reconciler {
         mut deadline: Instant,
     ) -> io::Result<bool> {
         let mut settling = false;
-        let mut glances = interval_at(Instant::now() + GLANCE_INTERVAL, GLANCE_INTERVAL);
         loop {
             tokio::select! {
                 update = channels.leases.recv() => {
@@ -187,11 +180,7 @@ impl Reconciler {
                     self.report.so_far();
                     self.node.kernel.log_traffic();
                 }
-                _ = glances.tick() => {
-                    if self.is_disturbed() {
-                        return Ok(true);
-                    }
-                }
+                () = self.node.glances.disturbed() => return Ok(true),
                 () = sleep_until(deadline) => return Ok(true),
             }
         }
@@ -223,14 +212,6 @@ impl Reconciler {
     /// How long to wait for further notifications after the first one.
     fn settle(&self) -> Duration {
         (self.duration * SETTLE_SHARE).clamp(SETTLE_MIN, SETTLE_MAX)
-    }
-
-    /// Whether something is not as the last pass left it, of what nobody tells about.
-    fn is_disturbed(&self) -> bool {
-        let differs =
-            |(key, value): (&Sysctl, &String)| sysctl::read(key).is_ok_and(|now| now != *value);
-        self.sysctls.iter().any(differs)
-            || (self.written.is_some() && !self.node.subnet_file.exists())
     }
 
     /// Returns how long a comparison holds if nothing is heard.
@@ -269,36 +250,9 @@ impl Reconciler {
         ready: &watch::Sender<Readiness>,
         publish: &watch::Sender<Attributes>,
     ) -> bool {
-        self.table.forget(clock::since_boot());
-        let own = self.own.subnet;
-        let leases = self.table.peers(&own);
         let start = Instant::now();
-        let Setup { backends, networks, engine, attributes, on_link, .. } = &self.node.setup;
-        let in_use = || backend::tunnels_in_use(&leases);
-        let left = self.node.former.scope(&backends.devices(), in_use);
-        let mut scope = backends.scope(&own, &leases).join(left);
-        let mut desired = backends.desired(&own, &leases);
-        let remains = self.retiring.as_ref().map(|retiring| {
-            scope = std::mem::take(&mut scope).join(retiring.scope(&own, &leases));
-            retiring.remains(&own, &leases)
-        });
-        let retired = remains.as_ref().is_some_and(|remains| *remains == NetState::default());
-        desired.state.extend(remains.unwrap_or_default());
-        self.sysctls.clone_from(&desired.state.sysctls);
-        self.report.peers(leases.len(), desired.left_out);
-        self.report.shortages(neighbour_limits::shortages(on_link, &leases, &desired.state));
-        let mut state = desired.state;
-        if self.node.blackhole {
-            state.blackholes.extend(own.subnets().map(RouteKey::last_resort));
-        }
-        let wanted = Wanted {
-            scope,
-            state,
-            engine: *engine,
-            rules: rules::desired(&self.node.rules, networks, &own, &backends.tunnel_ports()),
-            forwarding: desired.forwarding,
-        };
-        let attributes = attributes.clone();
+        let (wanted, retired) = self.wanted();
+        let sysctls = wanted.state.sysctls.clone();
         begin(ready);
         let outcome = self.node.kernel.make_true(wanted).await;
         self.duration = start.elapsed();
@@ -306,12 +260,17 @@ impl Reconciler {
         self.report.outcome(&outcome, self.duration);
         let written = outcome.node_failures.is_empty() && self.write_subnet_file();
         if outcome.node_failures.is_empty() {
+            let attributes = &self.node.setup.attributes;
             publish.send_if_modified(|published| {
-                let changed = *published != attributes;
-                *published = attributes;
+                let changed = *published != *attributes;
+                published.clone_from(attributes);
                 changed
             });
         }
+        // What could not be made true is tried again in time, and not at every look.
+        let file = written.then(|| self.node.subnet_file.clone());
+        let expected = if written { Expected { sysctls, file } } else { Expected::default() };
+        self.node.glances.expect(expected);
         let achieved =
             Readiness { node: written, peers: outcome.peer_failures.is_empty(), busy_since: None };
         if retired && achieved.is_complete() {
@@ -322,6 +281,36 @@ impl Reconciler {
             (before.node, before.peers) != (achieved.node, achieved.peers)
         });
         achieved.is_complete() && outcome.leftovers.is_empty()
+    }
+
+    /// Returns what the leases mean for this node, and whether nothing of the backends before is
+    /// needed any more.
+    fn wanted(&mut self) -> (Wanted, bool) {
+        self.table.forget(clock::since_boot());
+        let own = self.own.subnet;
+        let leases = self.table.peers(&own);
+        let Setup { backends, networks, engine, on_link, .. } = &self.node.setup;
+        let in_use = || backend::tunnels_in_use(&leases);
+        let left = self.node.former.scope(&backends.devices(), in_use);
+        let mut scope = backends.scope(&own, &leases).join(left);
+        let Desired { mut state, left_out, forwarding } = backends.desired(&own, &leases);
+        let remains = self.retiring.as_ref().map(|retiring| {
+            scope = std::mem::take(&mut scope).join(retiring.scope(&own, &leases));
+            retiring.remains(&own, &leases)
+        });
+        let retired = remains.as_ref().is_some_and(|remains| *remains == NetState::default());
+        state.extend(remains.unwrap_or_default());
+        self.report.peers(leases.len(), left_out);
+        self.report.shortages(neighbour_limits::shortages(on_link, &leases, &state));
+        if self.node.blackhole {
+            state.blackholes.extend(own.subnets().map(RouteKey::last_resort));
+        }
+        if !self.node.kernel.sets_parameters() {
+            scope.sysctls.clear();
+            state.sysctls.clear();
+        }
+        let rules = rules::desired(&self.node.rules, networks, &own, &backends.tunnel_ports());
+        (Wanted { scope, state, engine: *engine, rules, forwarding }, retired)
     }
 
     /// Tells the CNI plugin, once the node's own device and rules are there.

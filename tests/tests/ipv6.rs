@@ -4,7 +4,6 @@
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests are tests")]
 
 use std::fs;
-use std::net::IpAddr;
 
 use flannel_tests::cluster::{Cluster, Store, subnets};
 use flannel_tests::net_conf::{Stack, network};
@@ -271,84 +270,6 @@ fn nodes_that_start_at_the_same_time_share_out_the_last_ipv6_subnets() {
         let mut held: Vec<_> = leases.keys().map(|key| base6(key)).collect();
         held.sort();
         assert_eq!(held, ["2001:db8:42:1::", "2001:db8:42:2::", "2001:db8:42:3::"], "{leases:?}");
-    });
-}
-
-#[test]
-fn what_flannel_made_for_ipv6_is_taken_over_without_losing_a_packet() {
-    sandboxed(|| {
-        let mut cluster = Cluster::unconfigured(2, Store::Directory);
-        cluster.store().configure(&network(Stack::Dual, "vxlan"));
-        let mac = |family: u8, n: u8| format!("c6:d2:32:6f:{family:02x}:{n:02x}");
-        for node in cluster.nodes() {
-            let (n, ip4, ip6) = (node.number(), node.address(), node.address6());
-            let data = |family| format!(r#"{{"VNI":1,"VtepMAC":"{}"}}"#, mac(family, n));
-            let value = format!(
-                r#"{{"PublicIP":"{ip4}","PublicIPv6":"{ip6}","BackendType":"vxlan","BackendData":{},"BackendV6Data":{}}}"#,
-                data(4),
-                data(6)
-            );
-            let key = format!("subnets/10.244.{n}.0-24&2001:db8:42:{n}::-64");
-            cluster.store().put(&key, &value);
-            let file = format!(
-                "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.{n}.1/24\n\
-                 FLANNEL_IPV6_NETWORK=2001:db8:42::/56\n\
-                 FLANNEL_IPV6_SUBNET=2001:db8:42:{n}::1/64\nFLANNEL_MTU=1450\n\
-                 FLANNEL_IPMASQ=true\n"
-            );
-            fs::write(node.directory("/run/flannel/subnet.env"), file).unwrap();
-            for (device, family, local) in
-                [("flannel.1", 4, ip4.to_string()), ("flannel-v6.1", 6, ip6.to_string())]
-            {
-                node.ip(&format!(
-                    "link add {device} address {} mtu 1450 txqueuelen 0 type vxlan id 1 dev eth0 \
-                     local {local} dstport 8472 nolearning ttl 0 tos 0",
-                    mac(family, n)
-                ));
-            }
-            node.ip(&format!("address add 10.244.{n}.0/32 dev flannel.1"));
-            node.ip(&format!("address add 2001:db8:42:{n}::/128 dev flannel-v6.1 nodad"));
-            node.ip("link set flannel.1 up");
-            node.ip("link set flannel-v6.1 up");
-        }
-        for (node, peer) in [(1, 2), (2, 1)].map(|(n, m)| (cluster.node(n), cluster.node(m))) {
-            let n = peer.number();
-            for (family, base, device, vtep) in [
-                (4, format!("10.244.{n}.0"), "flannel.1", peer.address().to_string()),
-                (6, format!("2001:db8:42:{n}::"), "flannel-v6.1", peer.address6().to_string()),
-            ] {
-                let (mac, length) = (mac(family, n), if family == 4 { 24 } else { 64 });
-                node.ip(&format!("neighbour add {base} lladdr {mac} dev {device} nud permanent"));
-                node.bridge(&format!("fdb add {mac} dev {device} dst {vtep} self permanent"));
-                node.ip(&format!("route add {base}/{length} via {base} dev {device} onlink"));
-            }
-        }
-        let pods = pod::attach_to_each(cluster.nodes(), 1);
-        let to = pods[1].addresses().find(IpAddr::is_ipv6).unwrap();
-        // Until the bridge is certain of its address, nobody answers.
-        wait::until_true("the pods reach each other", || ping(pods[0].namespace(), to).is_ok());
-        let flow = Flow::start(pods[0].namespace(), pods[1].namespace(), to, 1000).unwrap();
-        let tunnels = |cluster: &Cluster| {
-            let show = |node: &Node| node.ip("-oneline link show type vxlan");
-            let index = |line: &str| line.split(" mtu ").next().unwrap().to_owned();
-            let all: Vec<_> = cluster.nodes().iter().map(show).collect();
-            all.iter().flat_map(|text| text.lines().map(index)).collect::<Vec<_>>()
-        };
-        let entries = |cluster: &Cluster| {
-            let node = cluster.node(1);
-            let neighbours = node.ip("-6 neighbour show dev flannel-v6.1 nud permanent");
-            let routes = node.ip("-6 route show root 2001:db8:42::/56").replace(" proto 199", "");
-            neighbours + &node.bridge("fdb show dev flannel-v6.1") + &routes
-        };
-        let (devices, before) = (tunnels(&cluster), entries(&cluster));
-        cluster.start_all();
-        assert_eq!((tunnels(&cluster), entries(&cluster)), (devices, before));
-        let count = flow.received();
-        wait::until_true("the flow goes on", || flow.received() > count + 100);
-        assert_eq!(cluster.store().leases().len(), 2);
-        let report = flow.finish().unwrap();
-        println!("{report}");
-        assert_eq!(report.lost(), 0, "{report}");
     });
 }
 

@@ -22,6 +22,7 @@ use serde_json::{Value, json};
 
 const MANIFEST: &str = include_str!("../../config/kube-flannel.yml");
 const CONFLIST: &str = "/etc/cni/net.d/10-flannel.conflist";
+const PODS: &str = "/api/v1/namespaces/default/pods";
 /// The port of the node that leads to the pod.
 const PORT: u16 = 18080;
 
@@ -39,14 +40,7 @@ fn a_node_becomes_ready_and_its_pod_is_reached_and_leaves_no_trace() {
         let _containerd = containerd::start(true);
         containerd::import_image();
         let _kubelet = kubelet();
-        wait::until("the node has a subnet, and lacks a network", || {
-            let node = api.node("n1").ok_or("there is no node")?;
-            let ready = condition(&node, "Ready");
-            let has_subnet = node["spec"]["podCIDR"].is_string();
-            let says = ready["message"].as_str().unwrap_or_default();
-            let lacks = says.contains("cni") && ready["status"] == "False";
-            if has_subnet && lacks { Ok(()) } else { Err(node["status"].to_string()) }
-        });
+        wait_until_only_a_network_lacks(&api);
 
         let cni_conf = apply_manifest(&api);
         fs::write("/run/net-conf.json", STOCK_NETWORK).unwrap();
@@ -58,56 +52,77 @@ fn a_node_becomes_ready_and_its_pod_is_reached_and_leaves_no_trace() {
         here.args([&install, "--cni-conf=/run/cni-conf.json"]);
         let _here = flanneld("n1", &mut here);
         let _there = flanneld("n2", &mut other.command(program::flanneld()));
-        wait::until("the node is ready", || {
-            let node = api.node("n1").unwrap_or_default();
-            let is = |kind: &str| condition(&node, kind)["status"].clone();
-            let states = (is("Ready"), is("NetworkUnavailable"));
-            if states == (json!("True"), json!("False")) {
-                return Ok(());
-            }
-            Err(format!("{states:?} {}", condition(&node, "Ready")))
-        });
+        wait_until_ready(&api);
         wait::until_true("the other node has its subnet", || other.subnet_file().is_some());
 
-        let pods = "/api/v1/namespaces/default/pods";
-        api.administer("POST", pods, Some(&web_server()));
-        let path = format!("{pods}/web");
-        let address = wait::until("the pod runs", || {
-            let status = api.administer("GET", &path, None)["status"].clone();
-            let address = status["podIP"].as_str().filter(|_| status["phase"] == "Running");
-            address.map(str::to_owned).ok_or_else(|| status.to_string())
-        });
-        let answers = |what: &str, address: String| {
-            let address: SocketAddr = address.parse().unwrap();
-            wait::until(what, || match greeting(address) {
-                Some(text) if text == GREETING => Ok(()),
-                other => Err(format!("{address}: {other:?}")),
-            });
-        };
+        let address = run_web_server(&api);
         answers("the pod answers its node", format!("{address}:80"));
         answers("a port of the node leads to it", format!("{}:{PORT}", Underlay::address(1)));
         let peer = Pod::attach(&other, "peer");
         wait::until("a pod of the other node reaches it", || {
-            let address: Ipv4Addr = address.parse().unwrap();
             ping(peer.namespace(), address).map(drop).map_err(|error| error.to_string())
         });
 
-        api.administer("DELETE", &format!("{path}?gracePeriodSeconds=0"), None);
+        api.administer("DELETE", &format!("{PODS}/web?gracePeriodSeconds=0"), None);
         wait::until("nothing is left of it", || {
-            let links = program::run(
-                program::installed("ip").args(["-o", "link", "show", "master", "cni0"]),
-            );
-            let files = fs::read_dir("/var/lib/cni/networks/cbr0").unwrap().flatten();
-            let names = files.map(|file| file.file_name().to_string_lossy().into_owned());
-            let addresses: Vec<_> = names.filter(|name| name.starts_with("10.244.")).collect();
-            let rules = program::run(program::installed("nft").args(["list", "ruleset"]));
-            let port = rules.contains(&PORT.to_string());
-            if links.is_empty() && addresses.is_empty() && !port {
-                return Ok(());
-            }
-            Err(format!("{links} {addresses:?} {rules}"))
+            let left = what_is_left();
+            if left.is_empty() { Ok(()) } else { Err(left.join("\n")) }
         });
     });
+}
+
+fn wait_until_only_a_network_lacks(api: &KubeApi) {
+    wait::until("the node has a subnet, and lacks a network", || {
+        let node = api.node("n1").ok_or("there is no node")?;
+        let ready = condition(&node, "Ready");
+        let has_subnet = node["spec"]["podCIDR"].is_string();
+        let says = ready["message"].as_str().unwrap_or_default();
+        let lacks = says.contains("cni") && ready["status"] == "False";
+        if has_subnet && lacks { Ok(()) } else { Err(node["status"].to_string()) }
+    });
+}
+
+fn wait_until_ready(api: &KubeApi) {
+    wait::until("the node is ready", || {
+        let node = api.node("n1").unwrap_or_default();
+        let is = |kind: &str| condition(&node, kind)["status"].clone();
+        let states = (is("Ready"), is("NetworkUnavailable"));
+        if states == (json!("True"), json!("False")) {
+            return Ok(());
+        }
+        Err(format!("{states:?} {}", condition(&node, "Ready")))
+    });
+}
+
+/// Returns the address of its pod.
+fn run_web_server(api: &KubeApi) -> Ipv4Addr {
+    api.administer("POST", PODS, Some(&web_server()));
+    wait::until("the pod runs", || {
+        let status = api.administer("GET", &format!("{PODS}/web"), None)["status"].clone();
+        let address = status["podIP"].as_str().filter(|_| status["phase"] == "Running");
+        address.and_then(|text| text.parse().ok()).ok_or_else(|| status.to_string())
+    })
+}
+
+fn answers(what: &str, address: String) {
+    let address: SocketAddr = address.parse().unwrap();
+    wait::until(what, || match greeting(address) {
+        Some(text) if text == GREETING => Ok(()),
+        other => Err(format!("{address}: {other:?}")),
+    });
+}
+
+/// The links, addresses and rules of pods.
+fn what_is_left() -> Vec<String> {
+    let links =
+        program::run(program::installed("ip").args(["-o", "link", "show", "master", "cni0"]));
+    let files = fs::read_dir("/var/lib/cni/networks/cbr0").unwrap().flatten();
+    let names = files.map(|file| file.file_name().to_string_lossy().into_owned());
+    let addresses = names.filter(|name| name.starts_with("10.244."));
+    let rules = program::run(program::installed("nft").args(["list", "ruleset"]));
+    let port = PORT.to_string();
+    let rules = rules.lines().filter(|rule| rule.contains(&port)).map(str::to_owned);
+    links.lines().map(str::to_owned).chain(addresses).chain(rules).collect()
 }
 
 /// Makes room for what kubelet and containerd write.

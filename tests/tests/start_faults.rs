@@ -203,6 +203,30 @@ fn read_only_run_is_one_line_and_heals() {
     });
 }
 
+/// In a container without privileges the device keeps parameters that it should not have. That is said
+/// once, and is no reason to compare everything again and again.
+#[test]
+fn parameters_that_cannot_be_set_are_one_line_and_let_it_rest() {
+    sandboxed(|| {
+        let cluster = Cluster::new(1, Store::Directory);
+        let node = cluster.node(1);
+        let (parameters, nothing) = (Some("/proc/sys"), None::<&str>);
+        mount(parameters, "/proc/sys", nothing, MsFlags::MS_BIND, nothing).unwrap();
+        let read_only = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+        mount(nothing, "/proc/sys", nothing, read_only, nothing).unwrap();
+        let mut command = cluster.flanneld_command(1);
+        let mut flanneld = Daemon::start("flanneld", command.args(["-v", "2"]));
+        ready(&mut flanneld, node);
+        let comparisons = || flanneld.log().matches("kernel state is as it shall be").count();
+        wait::until("nothing is compared for two seconds", || {
+            let before = comparisons();
+            std::thread::park_timeout(std::time::Duration::from_secs(2));
+            if comparisons() == before { Ok(()) } else { Err(flanneld.log()) }
+        });
+        assert_eq!(flanneld.log().matches("/proc/sys is read-only").count(), 1);
+    });
+}
+
 /// Waits for the complaint, and checks that there is only one, although it is tried again.
 fn only_complaint(flanneld: &mut Daemon, about: &str) -> String {
     wait::until(&format!("flanneld complains about: {about}"), || {

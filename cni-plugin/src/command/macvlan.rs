@@ -134,8 +134,8 @@ fn connect(
 ) -> Result<Link, Error> {
     let if_name = call.attachment.if_name;
     let op = match conf.master_in_sandbox {
-        true => Op::AddLink(if_name, link.clone()),
-        false => Op::AddLinkIn(netns.to_owned(), if_name, link.clone()),
+        true => Op::AddLink(if_name, Box::new(link.clone())),
+        false => Op::AddLinkIn(netns.to_owned(), if_name, Box::new(link.clone())),
     };
     on_master(conf, sandbox, |socket| {
         let failure = apply(socket, &Plan { ops: vec![op] }).into_iter().next();

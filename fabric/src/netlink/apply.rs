@@ -122,7 +122,7 @@ impl<'a> Applier<'a> {
                 self.flush();
                 return offload::set_tx_checksum(*link, *on).map(|()| None);
             }
-            Op::AddLink(name, Link { kind: LinkKind::Tun, .. }) => {
+            Op::AddLink(name, link) if link.kind == LinkKind::Tun => {
                 // One of another kind may still be in the queue for removal.
                 self.flush();
                 return tun::create(*name).map(|()| None);

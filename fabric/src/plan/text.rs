@@ -14,7 +14,7 @@ impl fmt::Display for Plan {
 impl fmt::Display for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::AddLink(name, Link { kind: LinkKind::Tun, .. }) => {
+            Self::AddLink(name, link) if link.kind == LinkKind::Tun => {
                 write!(f, "ip tuntap add dev {name} mode tun multi_queue vnet_hdr")
             }
             Self::AddLink(name, link) => write!(f, "ip link add {name}{link}"),

@@ -2,7 +2,7 @@
 //! process is killed or the machine loses power half-way.
 
 use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::{self, Write};
+use std::io::{self, BufWriter, IntoInnerError, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -13,8 +13,21 @@ use std::path::{Path, PathBuf};
 /// # Errors
 /// If the file system refuses. What was at `path` is then still there, and nothing else.
 pub fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    replace_with(path, mode, |file| file.write_all(content))
+}
+
+/// The same with content that `write` writes piece by piece.
+///
+/// # Errors
+/// If the file system refuses, or `write` fails. What was at `path` is then still there, and nothing
+/// else.
+pub fn replace_with(
+    path: &Path,
+    mode: u32,
+    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> io::Result<()> {
     let temporary = temporary_beside(path)?;
-    let replaced = write_new(&temporary, content, mode).and_then(|()| fs::rename(&temporary, path));
+    let replaced = write_new(&temporary, mode, write).and_then(|()| fs::rename(&temporary, path));
     if replaced.is_err() {
         // The first error is the one worth telling.
         let _ = fs::remove_file(&temporary);
@@ -40,12 +53,16 @@ pub fn create_parent(path: &Path, mode: u32) -> io::Result<()> {
 
 /// Writes a file and waits until its content is on the disk. What a killed process left at `path` is
 /// overwritten.
-fn write_new(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
-    let mut file =
-        OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(path)?;
+fn write_new(
+    path: &Path,
+    mode: u32,
+    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> io::Result<()> {
+    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(path)?;
     file.set_permissions(Permissions::from_mode(mode))?;
-    file.write_all(content)?;
-    file.sync_all()
+    let mut file = BufWriter::new(file);
+    write(&mut file)?;
+    file.into_inner().map_err(IntoInnerError::into_error)?.sync_all()
 }
 
 /// In the same directory, for a file is only renamed within its file system.

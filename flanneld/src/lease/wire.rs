@@ -7,10 +7,10 @@ use serde::Serialize;
 
 use super::{Attributes, BackendData};
 
-/// The order of the fields is the order in the text.
+/// The value to store for a lease. The order of the fields is the order in the text.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
-struct Encoded<'a> {
+pub(crate) struct Encoded<'a> {
     #[serde(rename = "PublicIP")]
     public_ip: Ipv4Addr,
     #[serde(rename = "PublicIPv6")]
@@ -23,16 +23,21 @@ struct Encoded<'a> {
     backend_v6_data: Option<&'a BackendData>,
 }
 
+impl<'a> From<&'a Attributes> for Encoded<'a> {
+    fn from(attributes: &'a Attributes) -> Self {
+        Self {
+            public_ip: attributes.public_ip,
+            public_ipv6: attributes.public_ipv6,
+            backend_type: &attributes.backend_type,
+            backend_data: attributes.backend_data.as_ref(),
+            backend_v6_data: attributes.backend_v6_data.as_ref(),
+        }
+    }
+}
+
 /// Returns the value to store for a lease.
 pub(crate) fn encode(attributes: &Attributes) -> Vec<u8> {
-    let encoded = Encoded {
-        public_ip: attributes.public_ip,
-        public_ipv6: attributes.public_ipv6,
-        backend_type: &attributes.backend_type,
-        backend_data: attributes.backend_data.as_ref(),
-        backend_v6_data: attributes.backend_v6_data.as_ref(),
-    };
-    serde_json::to_vec(&encoded).expect("strings and numbers always encode")
+    serde_json::to_vec(&Encoded::from(attributes)).expect("strings and numbers always encode")
 }
 
 /// Reads a stored value.

@@ -19,25 +19,29 @@ pub(crate) enum Traffic {
     Stops,
 }
 
-/// Where faults strike: a node, and one of its families.
+/// Where faults strike: a node, its device to the peers, and one of its families.
 pub(crate) struct Place<'a> {
     pub(crate) node: &'a Node,
+    pub(crate) device: &'static str,
     pub(crate) ipv6: bool,
 }
 
 impl Place<'_> {
-    /// Runs `ip` for the family; `DEV` stands for its tunnel.
+    /// Runs `ip` for the family; `DEV` stands for the device.
     fn ip(&self, arguments: &str) -> String {
         let family = if self.ipv6 { "-6" } else { "-4" };
-        self.node.ip(&format!("{family} {}", arguments.replace("DEV", self.device())))
+        self.node.ip(&format!("{family} {}", arguments.replace("DEV", self.device)))
     }
 
     fn bridge(&self, arguments: &str) -> String {
-        self.node.bridge(&arguments.replace("DEV", self.device()))
+        self.node.bridge(&arguments.replace("DEV", self.device))
     }
 
-    fn device(&self) -> &'static str {
-        self.either("flannel.1", "flannel-v6.1")
+    /// Writes to a file below `/proc/sys/net`.
+    fn write_parameter(&self, path: &str, value: &'static str) {
+        let path = format!("/proc/sys/net/{}", path.replace("DEV", self.device));
+        let written = self.node.namespace().inside(move || std::fs::write(path, value));
+        assert!(written.is_ok(), "{written:?}");
     }
 
     fn either(&self, ipv4: &'static str, ipv6: &'static str) -> &'static str {
@@ -86,14 +90,42 @@ const fn fault(name: &'static str, traffic: Traffic, strike: fn(&Place<'_>)) -> 
     Fault { name, strike, traffic }
 }
 
-/// To a node with tunnels.
+const DEVICE_DELETED: Fault = fault("device deleted", Traffic::Stops, |at| {
+    at.ip("link delete DEV");
+});
+const DEVICE_DOWN: Fault = fault("device down", Traffic::Stops, |at| {
+    at.ip("link set DEV down");
+});
+const MTU_CHANGED: Fault = fault("MTU changed", Traffic::Survives, |at| {
+    at.ip("link set DEV mtu 1300");
+});
+const ADDRESS_LOST: Fault = fault("address lost", Traffic::Stops, |at| {
+    at.ip("address flush dev DEV scope global");
+});
+const ADDRESS_ADDED: Fault = fault("address added", Traffic::Survives, |at| {
+    let address = at.either("10.244.77.7/32", "2001:db8:42:77::7/128");
+    at.ip(&format!("address add {address} dev DEV"));
+});
+const ROUTE_DELETED: Fault = fault("route deleted", Traffic::Stops, |at| {
+    at.ip(&format!("route delete {}", first(&at.routes()[0])));
+});
+const ROUTES_PURGED: Fault = fault("routes purged by protocol", Traffic::Stops, |at| {
+    at.ip("route flush proto 199");
+    // What the plugin made for pods, it makes again.
+    at.ip(&format!("route add {}", at.pod_route()));
+});
+const RULES_FLUSHED: Fault = fault("rules flushed", Traffic::Survives, flush_rules);
+const SUBNET_FILE_REMOVED: Fault = fault("subnet file removed", Traffic::Survives, |at| {
+    let removed = std::fs::remove_file(at.node.directory("/run/flannel/subnet.env"));
+    assert!(removed.is_ok(), "{removed:?}");
+});
+const UNDERLAY_FLAP: Fault = fault("underlay down and up", Traffic::Stops, flap);
+const STORM: Fault = fault("more notifications than anybody reads", Traffic::Stops, storm);
+
+/// To a node with tunnels of the kernel.
 pub(crate) const VXLAN: &[Fault] = &[
-    fault("device deleted", Traffic::Stops, |at| {
-        at.ip("link delete DEV");
-    }),
-    fault("device down", Traffic::Stops, |at| {
-        at.ip("link set DEV down");
-    }),
+    DEVICE_DELETED,
+    DEVICE_DOWN,
     fault("device renamed", Traffic::Stops, |at| {
         at.ip("link set DEV down");
         at.ip("link set DEV name stray");
@@ -102,25 +134,18 @@ pub(crate) const VXLAN: &[Fault] = &[
     fault("MAC changed", Traffic::Stops, |at| {
         at.ip("link set DEV address 02:00:00:00:00:99");
     }),
-    fault("MTU changed", Traffic::Survives, |at| {
-        at.ip("link set DEV mtu 1300");
-    }),
+    MTU_CHANGED,
     fault("learning switched on", Traffic::Survives, |at| {
         at.ip("link set DEV type vxlan learning");
     }),
-    fault("address lost", Traffic::Stops, |at| {
-        at.ip("address flush dev DEV scope global");
-    }),
-    fault("address added", Traffic::Survives, |at| {
-        let address = at.either("10.244.77.7/32", "2001:db8:42:77::7/128");
-        at.ip(&format!("address add {address} dev DEV"));
-    }),
-    fault("route deleted", Traffic::Stops, delete_first_route),
+    ADDRESS_LOST,
+    ADDRESS_ADDED,
+    ROUTE_DELETED,
     fault("route replaced", Traffic::Stops, |at| {
         let (routes, hop) = (at.routes(), at.either("10.244.99.0", "2001:db8:42:99::"));
         at.ip(&format!("route replace {} via {hop} dev DEV onlink", first(&routes[0])));
     }),
-    fault("routes purged by protocol", Traffic::Stops, purge_routes),
+    ROUTES_PURGED,
     fault("route to nobody added", Traffic::Survives, |at| {
         let (subnet, hop) = at.node_of_nobody();
         at.ip(&format!("route add {subnet} via {hop} dev DEV onlink"));
@@ -146,90 +171,62 @@ pub(crate) const VXLAN: &[Fault] = &[
             at.bridge(&format!("fdb replace {mac} dev DEV dst {vtep}"));
         }
     }),
-    fault("rules flushed", Traffic::Survives, flush_rules),
+    RULES_FLUSHED,
     fault("kernel parameter changed", Traffic::Survives, |at| {
-        let path = format!("/proc/sys/net/ipv6/conf/{}/accept_ra", at.device());
-        let written = at.node.namespace().inside(|| std::fs::write(path, "1"));
-        assert!(written.is_ok(), "{written:?}");
+        at.write_parameter("ipv6/conf/DEV/accept_ra", "1");
     }),
-    fault("subnet file removed", Traffic::Survives, remove_subnet_file),
-    fault("underlay down and up", Traffic::Stops, flap),
-    fault("more notifications than anybody reads", Traffic::Stops, storm),
+    SUBNET_FILE_REMOVED,
+    UNDERLAY_FLAP,
+    STORM,
 ];
 
 /// To a node with plain routes.
 pub(crate) const HOST_GW: &[Fault] = &[
-    fault("route deleted", Traffic::Stops, delete_first_route),
+    ROUTE_DELETED,
     fault("route replaced", Traffic::Stops, |at| {
         let routes = at.routes();
         let other = routes[1].split(" via ").nth(1).map_or("", first);
         at.ip(&format!("route replace {} via {other}", first(&routes[0])));
     }),
-    fault("routes purged by protocol", Traffic::Stops, purge_routes),
+    ROUTES_PURGED,
     fault("route to nobody added", Traffic::Survives, |at| {
         let ((subnet, _), hop) = (at.node_of_nobody(), at.either("198.51.100.99", "fd99::99"));
-        at.ip(&format!("route add {subnet} via {hop} dev eth0 proto 199"));
+        at.ip(&format!("route add {subnet} via {hop} dev DEV proto 199"));
     }),
-    fault("rules flushed", Traffic::Survives, flush_rules),
-    fault("subnet file removed", Traffic::Survives, remove_subnet_file),
-    fault("underlay down and up", Traffic::Stops, flap),
-    fault("more notifications than anybody reads", Traffic::Stops, storm),
+    RULES_FLUSHED,
+    SUBNET_FILE_REMOVED,
+    UNDERLAY_FLAP,
+    STORM,
 ];
 
-/// To a node that carries IPv4 itself.
+/// To a node that carries packets itself.
 pub(crate) const UDP: &[Fault] = &[
-    fault("device deleted", Traffic::Stops, |at| {
-        at.ip("link delete flannel0");
-    }),
-    fault("device down", Traffic::Stops, |at| {
-        at.ip("link set flannel0 down");
-    }),
+    DEVICE_DELETED,
+    DEVICE_DOWN,
     fault("device renamed", Traffic::Stops, |at| {
-        at.ip("link set flannel0 down");
+        at.ip("link set DEV down");
         // It may be gone the next moment.
-        at.ip("link set flannel0 name stray");
+        at.ip("link set DEV name stray");
     }),
-    fault("MTU changed", Traffic::Survives, |at| {
-        at.ip("link set flannel0 mtu 1300");
-    }),
-    fault("address lost", Traffic::Stops, |at| {
-        at.ip("address flush dev flannel0");
-    }),
-    fault("address added", Traffic::Survives, |at| {
-        at.ip("address add 10.244.77.7/32 dev flannel0");
-    }),
+    MTU_CHANGED,
+    ADDRESS_LOST,
+    ADDRESS_ADDED,
     fault("route deleted", Traffic::Stops, |at| {
         at.ip("route delete 10.244.0.0/16");
     }),
-    fault("routes purged by protocol", Traffic::Stops, purge_routes),
+    ROUTES_PURGED,
     fault("route to nobody added", Traffic::Survives, |at| {
-        at.ip("route add 10.244.99.0/24 dev flannel0");
+        let (subnet, _) = at.node_of_nobody();
+        at.ip(&format!("route add {subnet} dev DEV"));
     }),
-    fault("rules flushed", Traffic::Survives, flush_rules),
+    RULES_FLUSHED,
     fault("kernel parameter changed", Traffic::Survives, |at| {
-        let path = "/proc/sys/net/ipv4/conf/flannel0/accept_local";
-        let written = at.node.namespace().inside(move || std::fs::write(path, "0"));
-        assert!(written.is_ok(), "{written:?}");
+        at.write_parameter("ipv4/conf/DEV/accept_local", "0");
     }),
-    fault("subnet file removed", Traffic::Survives, remove_subnet_file),
-    fault("underlay down and up", Traffic::Stops, flap),
-    fault("more notifications than anybody reads", Traffic::Stops, storm),
+    SUBNET_FILE_REMOVED,
+    UNDERLAY_FLAP,
+    STORM,
 ];
-
-/// What the plugin made for pods, it makes again.
-fn purge_routes(at: &Place<'_>) {
-    at.ip("route flush proto 199");
-    at.ip(&format!("route add {}", at.pod_route()));
-}
-
-fn delete_first_route(at: &Place<'_>) {
-    at.ip(&format!("route delete {}", first(&at.routes()[0])));
-}
-
-fn remove_subnet_file(at: &Place<'_>) {
-    let removed = std::fs::remove_file(at.node.directory("/run/flannel/subnet.env"));
-    assert!(removed.is_ok(), "{removed:?}");
-}
 
 /// What `nft flush ruleset` does to ours; somebody else restores what is theirs.
 fn flush_rules(at: &Place<'_>) {

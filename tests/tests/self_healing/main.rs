@@ -58,7 +58,7 @@ fn heals(backend: &str, store: Store, stack: Stack, engine: RuleEngine, faults: 
     cluster.start_all();
     let pods = pod::attach_to_each(cluster.nodes(), 1);
     let ipv6 = stack == Stack::Dual;
-    let place = Place { node: cluster.node(1), ipv6 };
+    let place = Place { node: cluster.node(1), device: device(backend, ipv6), ipv6 };
     let to = pods[1].addresses().find(|ip| ip.is_ipv6() == ipv6).unwrap();
     let before = wait::until("all addresses are settled", || snapshot::of(place.node));
     for fault in faults {
@@ -78,6 +78,16 @@ fn heals(backend: &str, store: Store, stack: Stack, engine: RuleEngine, faults: 
         for ip in to.addresses() {
             ping(from.namespace(), ip).unwrap();
         }
+    }
+}
+
+/// The device that leads to the peers.
+fn device(backend: &str, ipv6: bool) -> &'static str {
+    match (backend, ipv6) {
+        ("vxlan", false) => "flannel.1",
+        ("vxlan", true) => "flannel-v6.1",
+        ("udp", _) => "flannel0",
+        _ => "eth0",
     }
 }
 

@@ -62,14 +62,19 @@ fn first(_: usize) -> usize {
     0
 }
 
+/// What is held, and what is decided then: with what it shows, and the subnet that was ours before.
+type Case = (&'static str, Option<&'static str>, Vec<Entry>, Decision);
+
+fn expect(cases: Vec<Case>, request: fn(Option<&str>) -> Request) {
+    for (name, previous, entries, decision) in cases {
+        let decided = decide(&request(previous), &Memory::default(), &entries, first);
+        assert_eq!(decided, decision, "{name}");
+    }
+}
+
 #[test]
-fn decisions() {
-    let unreadable = Entry {
-        listed: Listed { key: key("10.3.1.0-24"), attributes: None },
-        ..others("10.3.1.0-24")
-    };
-    let cases: Vec<(&str, Option<&str>, Vec<Entry>, Decision)> = vec![
-        ("nothing is held", None, vec![], Decision::Create(key("10.3.1.0-24"))),
+fn keys_of_ours_are_kept_unless_they_do_not_fit() {
+    let cases = vec![
         (
             "our key is found again",
             Some("10.3.9.0-24"),
@@ -89,6 +94,25 @@ fn decisions() {
             Decision::Keep(ours("10.3.7.0-24")),
         ),
         (
+            "our key has a length that is no longer configured",
+            None,
+            vec![ours("10.3.5.0-25")],
+            Decision::Drop(ours("10.3.5.0-25")),
+        ),
+        (
+            "our key has a family that is not configured",
+            None,
+            vec![ours("10.3.5.0-24&fd00::-64")],
+            Decision::Move(ours("10.3.5.0-24&fd00::-64"), key("10.3.5.0-24")),
+        ),
+    ];
+    expect(cases, request);
+}
+
+#[test]
+fn reservations_come_first_where_they_fit() {
+    let cases = vec![
+        (
             "a reservation comes before a lease",
             None,
             vec![ours("10.3.5.0-24"), reserved("10.3.7.0-24")],
@@ -106,18 +130,18 @@ fn decisions() {
             vec![reserved("10.3.0.0-22")],
             Decision::Create(key("10.3.4.0-24")),
         ),
-        (
-            "our key has a length that is no longer configured",
-            None,
-            vec![ours("10.3.5.0-25")],
-            Decision::Drop(ours("10.3.5.0-25")),
-        ),
-        (
-            "our key has a family that is not configured",
-            None,
-            vec![ours("10.3.5.0-24&fd00::-64")],
-            Decision::Move(ours("10.3.5.0-24&fd00::-64"), key("10.3.5.0-24")),
-        ),
+    ];
+    expect(cases, request);
+}
+
+#[test]
+fn a_subnet_is_created_where_none_is_held() {
+    let unreadable = Entry {
+        listed: Listed { key: key("10.3.1.0-24"), attributes: None },
+        ..others("10.3.1.0-24")
+    };
+    let cases = vec![
+        ("nothing is held", None, vec![], Decision::Create(key("10.3.1.0-24"))),
         (
             "the previous subnet is free",
             Some("10.3.9.0-24"),
@@ -148,6 +172,13 @@ fn decisions() {
             vec![others("10.3.0.0-21")],
             Decision::Create(key("10.3.8.0-24")),
         ),
+    ];
+    expect(cases, request);
+}
+
+#[test]
+fn what_may_be_ours_is_looked_into() {
+    let cases = vec![
         (
             "our address with another mark has to be looked into",
             None,
@@ -161,10 +192,7 @@ fn decisions() {
             Decision::Ask(marked("10.3.5.0-24", OTHER, 1)),
         ),
     ];
-    for (name, previous, entries, decision) in cases {
-        let decided = decide(&request(previous), &Memory::default(), &entries, first);
-        assert_eq!(decided, decision, "{name}");
-    }
+    expect(cases, request);
 }
 
 fn dual_request(previous: Option<&str>) -> Request {
@@ -176,7 +204,7 @@ fn dual_request(previous: Option<&str>) -> Request {
 #[test]
 fn decisions_with_both_families() {
     let both = "10.3.5.0-24&fd03:0:0:7::-64";
-    let cases: Vec<(&str, Option<&str>, Vec<Entry>, Decision)> = vec![
+    let cases = vec![
         ("nothing is held", None, vec![], Decision::Create(key("10.3.1.0-24&fd03:0:0:1::-64"))),
         ("our key is found again", None, vec![ours(both)], Decision::Keep(ours(both))),
         (
@@ -222,10 +250,7 @@ fn decisions_with_both_families() {
             Decision::Exhausted(Family::V6),
         ),
     ];
-    for (name, previous, entries, decision) in cases {
-        let decided = decide(&dual_request(previous), &Memory::default(), &entries, first);
-        assert_eq!(decided, decision, "{name}");
-    }
+    expect(cases, dual_request);
 }
 
 #[test]

@@ -14,8 +14,10 @@ use crate::store::StoreError;
 
 /// No answer after this long counts as no answer.
 pub(super) const DEADLINE: Duration = Duration::from_secs(5);
-/// A connection that is dead without knowing it is noticed after two of these.
-const KEEP_ALIVE: Duration = Duration::from_secs(3);
+/// A connection on which nothing came for so long is asked whether it lives, and is dead without an
+/// answer in time. Each question wakes an agent that has nothing else to do.
+const KEEP_ALIVE: Duration = Duration::from_secs(4);
+const KEEP_ALIVE_ANSWER: Duration = Duration::from_secs(3);
 /// gRPC status codes (`google/rpc/code.proto`) of what passes by itself: cancelled, unknown,
 /// deadline exceeded, resource exhausted, aborted, unavailable.
 const TRANSIENT: [i32; 6] = [1, 2, 4, 8, 10, 14];
@@ -136,7 +138,7 @@ impl Connection {
     fn connect_options(&self, endpoint: &str) -> Result<ConnectOptions, StoreError> {
         let mut connect = ConnectOptions::new()
             .with_connect_timeout(DEADLINE)
-            .with_keep_alive(KEEP_ALIVE, KEEP_ALIVE)
+            .with_keep_alive(KEEP_ALIVE, KEEP_ALIVE_ANSWER)
             .with_keep_alive_while_idle(true)
             .with_require_leader(true);
         if let Some((name, password)) = &self.options.user {

@@ -8,15 +8,15 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use fabric::subnet_file::atomic;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
 use tracing::warn;
 
 use super::roster::Nodes;
 use crate::family::PerFamily;
+use crate::lease::Lease;
 use crate::lease::acquire::Listed;
 use crate::lease::wire;
-use crate::lease::{Lease, LeaseKey};
 use crate::store::Decoder;
 
 /// Nobody has more nodes than would fit.
@@ -37,29 +37,37 @@ pub(super) struct Known {
     pub(super) addresses: PerFamily<IpAddr>,
 }
 
+/// Written as it is gone through: the leases of a large cluster are not there twice.
 #[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Written<'a> {
+#[serde(rename_all = "camelCase", bound = "Peers<I>: Serialize")]
+struct Written<'a, I> {
     node: &'a str,
-    own: BTreeMap<String, Box<RawValue>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    own: Option<Entry<'a>>,
     public_ip: Option<IpAddr>,
     #[serde(rename = "publicIPv6")]
     public_ipv6: Option<IpAddr>,
-    peers: BTreeMap<&'a str, BTreeMap<String, Box<RawValue>>>,
+    peers: Peers<I>,
 }
+
+/// A lease under the key and with the value that it has in etcd.
+struct Entry<'a>(&'a Lease);
+
+/// Leases under the names of their nodes.
+struct Peers<I>(I);
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Read {
+struct Read<'a> {
     node: String,
-    #[serde(default)]
-    own: BTreeMap<String, Box<RawValue>>,
+    #[serde(default, borrow)]
+    own: Option<&'a RawValue>,
     #[serde(default)]
     public_ip: Option<IpAddr>,
     #[serde(default, rename = "publicIPv6")]
     public_ipv6: Option<IpAddr>,
-    #[serde(default)]
-    peers: BTreeMap<String, BTreeMap<String, Box<RawValue>>>,
+    #[serde(default, borrow)]
+    peers: BTreeMap<&'a str, &'a RawValue>,
 }
 
 /// Returns where it is kept: beside the subnet file, which is lost with it when the machine boots.
@@ -76,20 +84,20 @@ impl Memory {
     pub(super) fn write<'a>(
         &self,
         known: &'a Known,
-        peers: impl Iterator<Item = (&'a String, &'a Lease)>,
+        peers: impl Iterator<Item = (&'a String, &'a Lease)> + Clone,
     ) {
         let written = Written {
             node: &known.node,
-            own: known.own.iter().map(entry).collect(),
+            own: known.own.as_ref().map(Entry),
             public_ip: known.addresses.ipv4,
             public_ipv6: known.addresses.ipv6,
-            peers: peers
-                .map(|(name, lease)| (name.as_str(), BTreeMap::from([entry(lease)])))
-                .collect(),
+            peers: Peers(peers),
         };
-        let json = serde_json::to_vec(&written).expect("texts always encode");
-        let written = atomic::create_parent(&self.path, 0o755)
-            .and_then(|()| atomic::replace(&self.path, &json, 0o600));
+        let written = atomic::create_parent(&self.path, 0o755).and_then(|()| {
+            atomic::replace_with(&self.path, 0o600, |file| {
+                serde_json::to_writer(file, &written).map_err(io::Error::from)
+            })
+        });
         if let Err(error) = written {
             warn!(
                 path = %self.path.display(), %error,
@@ -108,7 +116,7 @@ impl Memory {
                 return None;
             }
         };
-        match serde_json::from_slice::<Read>(&json) {
+        match serde_json::from_slice::<Read<'_>>(&json) {
             Ok(read) => Some(read.checked()),
             Err(error) => {
                 warn!(path = %self.path.display(), %error, "the last known state is no JSON of ours");
@@ -118,15 +126,16 @@ impl Memory {
     }
 }
 
-impl Read {
+impl Read<'_> {
     fn checked(self) -> (Known, Nodes) {
         let mut decoder = Decoder::default();
-        let mut lease = |entries: BTreeMap<String, Box<RawValue>>| {
-            let (key, value) = entries.into_iter().next()?;
+        let mut lease = |entry: &RawValue| {
+            let entry: BTreeMap<String, &RawValue> = serde_json::from_str(entry.get()).ok()?;
+            let (key, value) = entry.into_iter().next()?;
             let listed = decoder.decode(&key, value.get().as_bytes())?;
             listed.key.is_network().then_some(listed)
         };
-        let own = lease(self.own).and_then(|Listed { key, attributes }| {
+        let own = self.own.and_then(&mut lease).and_then(|Listed { key, attributes }| {
             Some(Lease { subnet: key, attributes: attributes? })
         });
         let addresses = PerFamily {
@@ -134,15 +143,22 @@ impl Read {
             ipv6: self.public_ipv6.filter(IpAddr::is_ipv6),
         };
         let known = Known { node: self.node, own, addresses };
-        (known, self.peers.into_iter().map(|(name, entries)| (name, lease(entries))).collect())
+        let peers = self.peers.into_iter().map(|(name, entry)| (name.to_owned(), lease(entry)));
+        (known, peers.collect())
     }
 }
 
-/// A lease under the key and with the value that it has in etcd.
-fn entry(lease: &Lease) -> (String, Box<RawValue>) {
-    let value = String::from_utf8(wire::encode(&lease.attributes)).expect("JSON is UTF-8");
-    let key: &LeaseKey = &lease.subnet;
-    (key.to_string(), RawValue::from_string(value).expect("it was encoded as JSON"))
+impl Serialize for Entry<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Lease { subnet, attributes } = self.0;
+        serializer.collect_map([(subnet.to_string(), wire::Encoded::from(attributes))])
+    }
+}
+
+impl<'a, I: Iterator<Item = (&'a String, &'a Lease)> + Clone> Serialize for Peers<I> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.clone().map(|(name, lease)| (name, Entry(lease))))
+    }
 }
 
 fn read_up_to(path: &Path) -> io::Result<Vec<u8>> {
@@ -157,7 +173,7 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use super::*;
-    use crate::lease::Attributes;
+    use crate::lease::{Attributes, LeaseKey};
 
     fn lease(key: &str) -> Lease {
         let attributes = Attributes {

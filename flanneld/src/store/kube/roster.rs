@@ -24,7 +24,7 @@ pub(super) struct Roster {
 
 impl Roster {
     /// Returns all leases with the names of their nodes.
-    pub(super) fn leases(&self) -> impl Iterator<Item = (&String, &Lease)> {
+    pub(super) fn leases(&self) -> impl Iterator<Item = (&String, &Lease)> + Clone {
         self.leases.iter()
     }
 
