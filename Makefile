@@ -60,7 +60,7 @@ aarch64: ## Build programs and image for aarch64 into target/dist/aarch64, and t
 	config/image.sh $(DIST)/aarch64 $(DIST)/aarch64/flannel.tar
 	qemu-aarch64-static $(DIST)/aarch64/flanneld --version
 	echo '{"cniVersion":"1.1.0"}' | CNI_COMMAND=VERSION qemu-aarch64-static $(DIST)/aarch64/flannel
-	$(AARCH64_CC) CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER=qemu-aarch64-static \
+	$(AARCH64_CC) CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER='qemu-aarch64-static -L /usr/aarch64-linux-gnu' \
 	    $(CARGO) test $(CARGO_FLAGS) --target $(AARCH64) -p flanneld --lib -- $(AARCH64_TESTS)
 
 demo: ## Run a three-node pod network in a sandbox; KEEP=1 leaves a shell, STORE=etcd uses etcd

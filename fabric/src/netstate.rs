@@ -59,7 +59,7 @@ pub struct NetState {
 
 impl NetState {
     /// Adds everything of another state; where both speak of the same, the other one is right.
-    pub fn extend(&mut self, other: Self) {
+    pub fn extend(&mut self, mut other: Self) {
         let Self {
             links,
             addresses,
@@ -74,20 +74,20 @@ impl NetState {
             redirects,
             tx_checksum,
             sysctls,
-        } = other;
-        self.links.extend(links);
-        self.addresses.extend(addresses);
-        self.neighbours.extend(neighbours);
-        self.fdb.extend(fdb);
-        self.routes.extend(routes);
-        self.blackholes.extend(blackholes);
-        self.unrouted.extend(unrouted);
-        self.probed.extend(probed);
-        self.vlans.extend(vlans);
-        self.shapers.extend(shapers);
-        self.redirects.extend(redirects);
-        self.tx_checksum.extend(tx_checksum);
-        self.sysctls.extend(sysctls);
+        } = &mut other;
+        self.links.append(links);
+        self.addresses.append(addresses);
+        self.neighbours.append(neighbours);
+        self.fdb.append(fdb);
+        self.routes.append(routes);
+        self.blackholes.append(blackholes);
+        self.unrouted.append(unrouted);
+        self.probed.append(probed);
+        self.vlans.append(vlans);
+        self.shapers.append(shapers);
+        self.redirects.append(redirects);
+        self.tx_checksum.append(tx_checksum);
+        self.sysctls.append(sysctls);
     }
 }
 

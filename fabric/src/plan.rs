@@ -5,6 +5,7 @@
 
 mod bridge;
 mod shaping;
+mod side_by_side;
 mod text;
 
 use std::collections::BTreeSet;
@@ -21,6 +22,7 @@ use crate::netstate::{
 };
 
 use bridge::{new_port_changes, port_changes};
+use side_by_side::side_by_side;
 
 /// Operations in an order that the kernel accepts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -339,17 +341,21 @@ impl Diff<'_> {
     }
 
     fn replace_neighbours(&self, ops: &mut Vec<Op>) {
-        for ((link, ip), mac) in &self.desired.neighbours {
-            let now = self.observed.neighbours.get(&(*link, *ip));
-            if now != Some(mac) || !self.survives(link) {
+        let Self { desired, observed, .. } = self;
+        for ((link, ip), mac, now) in side_by_side(&desired.neighbours, &observed.neighbours) {
+            if let Some(mac) = mac
+                && (now != Some(mac) || !self.survives(link))
+            {
                 ops.push(Op::ReplaceNeighbour(*link, *ip, *mac));
             }
         }
     }
 
     fn replace_fdb_entries(&self, ops: &mut Vec<Op>) {
-        for ((link, mac), vtep) in &self.desired.fdb {
-            if self.observed.fdb.get(&(*link, *mac)) != Some(vtep) || !self.survives(link) {
+        for ((link, mac), vtep, now) in side_by_side(&self.desired.fdb, &self.observed.fdb) {
+            if let Some(vtep) = vtep
+                && (now != Some(vtep) || !self.survives(link))
+            {
                 ops.push(Op::ReplaceFdbEntry(*link, *mac, *vtep));
             }
         }
@@ -357,17 +363,21 @@ impl Diff<'_> {
 
     fn replace_routes(&self, flushed: &Flushed, ops: &mut Vec<Op>) {
         let links: BTreeSet<LinkName> = flushed.iter().map(|(link, _)| *link).collect();
-        // The next hop of one may only be reached by another.
-        let mut routes: Vec<_> = self.desired.routes.iter().collect();
-        routes.sort_by_key(|(_, route)| route.via.is_some());
-        for (key, route) in routes {
-            let lost = !self.survives(&route.link) || links.contains(&route.link);
-            match self.observed.routes.get(key) {
-                None => ops.push(Op::AddRoute(*key, *route)),
-                Some(now) if now != route || lost => ops.push(Op::ReplaceRoute(*key, *route)),
+        let mut routes = Vec::new();
+        for (key, route, now) in side_by_side(&self.desired.routes, &self.observed.routes) {
+            let Some(route) = route else { continue };
+            let lost = || !self.survives(&route.link) || links.contains(&route.link);
+            match now {
+                None => routes.push((route.via, Op::AddRoute(*key, *route))),
+                Some(now) if now != route || lost() => {
+                    routes.push((route.via, Op::ReplaceRoute(*key, *route)));
+                }
                 Some(_) => {}
             }
         }
+        // The next hop of one may only be reached by another.
+        routes.sort_by_key(|(via, _)| via.is_some());
+        ops.extend(routes.into_iter().map(|(_, op)| op));
     }
 
     fn change_blackholes(&self, ops: &mut Vec<Op>) {
@@ -377,24 +387,29 @@ impl Diff<'_> {
     }
 
     fn del_routes(&self, ops: &mut Vec<Op>) {
-        for (key, route) in &self.observed.routes {
-            if !self.desired.routes.contains_key(key) && !self.goes(&route.link) {
+        for (key, wanted, now) in side_by_side(&self.desired.routes, &self.observed.routes) {
+            if let (None, Some(route)) = (wanted, now)
+                && !self.goes(&route.link)
+            {
                 ops.push(Op::DelRoute(*key, *route));
             }
         }
     }
 
     fn del_fdb_entries(&self, ops: &mut Vec<Op>) {
-        for ((link, mac), vtep) in &self.observed.fdb {
-            if !self.desired.fdb.contains_key(&(*link, *mac)) && !self.goes(link) {
+        for ((link, mac), wanted, now) in side_by_side(&self.desired.fdb, &self.observed.fdb) {
+            if let (None, Some(vtep)) = (wanted, now)
+                && !self.goes(link)
+            {
                 ops.push(Op::DelFdbEntry(*link, *mac, *vtep));
             }
         }
     }
 
     fn del_neighbours(&self, ops: &mut Vec<Op>) {
-        for (link, ip) in self.observed.neighbours.keys() {
-            if !self.desired.neighbours.contains_key(&(*link, *ip)) && !self.goes(link) {
+        let Self { desired, observed, .. } = self;
+        for ((link, ip), wanted, _) in side_by_side(&desired.neighbours, &observed.neighbours) {
+            if wanted.is_none() && !self.goes(link) {
                 ops.push(Op::DelNeighbour(*link, *ip));
             }
         }

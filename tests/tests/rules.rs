@@ -116,6 +116,24 @@ fn outer_packets_are_not_masqueraded(engine: RuleEngine, iptables: &'static str)
     assert!(outer == 0 && inner > 0, "{engine:?}: {outer} outer and {inner} inner packets");
 }
 
+#[test]
+fn outer_packets_of_the_udp_backend_are_not_masqueraded_for_the_mark_of_inner_ones() {
+    sandboxed(|| {
+        let mut cluster = Cluster::unconfigured(2, Store::Directory);
+        cluster.store().configure(r#"{"Network": "10.244.0.0/16", "Backend": {"Type": "udp"}}"#);
+        // A program sends them, so that no rule of flanneld is needed.
+        cluster.start_with(1, &["--ip-masq=false", "--iptables-forward-rules=false"]);
+        cluster.start(2);
+        [1, 2].into_iter().for_each(|number| cluster.wait_until_ready(number));
+        cluster.wait_for_peers();
+        let pods = pod::attach_to_each(cluster.nodes(), 1);
+        let node = cluster.node(1).namespace();
+        plant_service(node, "iptables-nft", pods[1].address());
+        let [outer, inner] = use_service(node, "iptables-nft", &pods[0], &pods[1]);
+        assert!(outer == 0 && inner > 0, "{outer} outer and {inner} inner packets");
+    });
+}
+
 const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
 
 /// What kube-proxy makes for a service with one pod whose clients shall be masqueraded, but that it
@@ -127,7 +145,7 @@ fn plant_service(node: &Namespace, iptables: &str, pod: Ipv4Addr) {
         "-A KUBE-MARK-MASQ -j MARK --or-mark 0x4000".to_owned(),
         format!("-A PREROUTING -d {SERVICE}/32 -j KUBE-MARK-MASQ"),
         format!("-A PREROUTING -d {SERVICE}/32 -p tcp -j DNAT --to-destination {pod}"),
-        format!("-I POSTROUTING -p udp --dport 8472 {masquerade}"),
+        format!("-I POSTROUTING -p udp {masquerade}"),
         format!("-I POSTROUTING -p tcp {masquerade}"),
     ] {
         run(node, &format!("{iptables} -t nat {rule}"));

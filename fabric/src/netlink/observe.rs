@@ -213,7 +213,9 @@ pub fn observe(socket: &mut Socket, scope: &Scope) -> Result<NetState, NetlinkEr
         if scope.neighbours {
             let rows = socket.dump_with("neighbours", &neighbours_on(*index), permanent_entry)?;
             let named = rows.iter().filter_map(|row| Some((*names.get(&row.index)?, row)));
-            state.neighbours.extend(named.map(|(link, row)| ((link, row.ip), row.mac)));
+            // Collected first, because a map is made faster at once than entry by entry.
+            let mut found = named.map(|(link, row)| ((link, row.ip), row.mac)).collect();
+            state.neighbours.append(&mut found);
         }
         if scope.shaping
             && let Some(to) = shaping::observe_redirect(socket, *index)?
@@ -225,7 +227,8 @@ pub fn observe(socket: &mut Socket, scope: &Scope) -> Result<NetState, NetlinkEr
         if scope.fdb {
             let rows = socket.dump_with("FDB entries", &fdb_of(*index), permanent_entry)?;
             let named = rows.iter().filter_map(|row| Some((*names.get(&row.index)?, row)));
-            state.fdb.extend(named.map(|(link, row)| ((link, row.mac), row.ip)));
+            let mut found = named.map(|(link, row)| ((link, row.mac), row.ip)).collect();
+            state.fdb.append(&mut found);
         }
     }
     if scope.vlans {
@@ -489,7 +492,7 @@ fn observe_routes(
     scope: &Scope,
     mut names: BTreeMap<u32, LinkName>,
 ) -> Result<(BTreeMap<RouteKey, Route>, BTreeSet<RouteKey>), NetlinkError> {
-    let (mut routes, mut blackholes) = (BTreeMap::new(), BTreeSet::new());
+    let (mut routes, mut blackholes) = (Vec::new(), BTreeSet::new());
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         let mut request = RouteMessage::default();
         request.header.address_family = family;
@@ -506,7 +509,7 @@ fn observe_routes(
             routes.extend(route.map(|route| (row.key, route)).filter(|(k, r)| scope.has(k, r)));
         }
     }
-    Ok((routes, blackholes))
+    Ok((routes.into_iter().collect(), blackholes))
 }
 
 /// Returns where a route leads that somebody made.

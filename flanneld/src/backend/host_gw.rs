@@ -4,7 +4,7 @@
 use fabric::link_name::LinkName;
 use fabric::mtu::Mtu;
 use fabric::netlink::{Routes, Scope};
-use fabric::netstate::RouteKey;
+use fabric::netstate::{NetState, RouteKey};
 use ipnetwork::IpNetwork;
 use serde_json::Value;
 
@@ -62,17 +62,15 @@ impl Backend for HostGw {
         };
         let (admitted, left_out) =
             admit(this, peers, |_, public_ip| plain_route(underlay, public_ip));
-        let mut desired = Desired { left_out, ..Desired::default() };
-        for Admitted { subnet, found: route, .. } in admitted {
-            desired.state.routes.insert(RouteKey::main(subnet), route);
-        }
-        desired
+        let route = |Admitted { subnet, found: route, .. }| (RouteKey::main(subnet), route);
+        let state =
+            NetState { routes: admitted.into_iter().map(route).collect(), ..NetState::default() };
+        Desired { state, left_out, ..Desired::default() }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use fabric::netstate::NetState;
     use fabric::plan::diff;
 
     use super::*;

@@ -19,6 +19,7 @@ mod lane;
 mod outbound;
 
 mod batch;
+mod checksum;
 mod icmp;
 mod merge;
 mod offload;

@@ -259,12 +259,9 @@ impl Backend for Vxlan {
         let mut taken = BTreeMap::new();
         let (admitted, left_out) =
             admit(this, peers, |peer, public_ip| self.path_to(peer, public_ip, &mut taken));
-        let mut desired = Desired { left_out, ..Desired::default() };
-        for peer in &admitted {
-            self.add_peer(peer, &mut desired.state);
-        }
-        self.add_device(own, &mut desired.state);
-        desired
+        let mut state = self.state_of(&admitted);
+        self.add_device(own, &mut state);
+        Desired { state, left_out, ..Desired::default() }
     }
 
     fn remains(&self, own: IpNetwork, peers: &[Peer<'_>]) -> NetState {
@@ -280,26 +277,31 @@ impl Backend for Vxlan {
 }
 
 impl Vxlan {
-    fn add_peer(&self, peer: &Admitted<Path>, state: &mut NetState) {
-        let Admitted { subnet, public_ip, found: path } = *peer;
-        let mac = match path {
-            Path::Direct(route) => {
-                state.routes.insert(RouteKey::main(subnet), route);
-                return;
-            }
-            Path::Tunnel(mac) => mac,
+    /// What peers take in the kernel.
+    fn state_of(&self, peers: &[Admitted<Path>]) -> NetState {
+        let link = self.device;
+        let tunnels = || {
+            peers.iter().filter_map(|peer| match peer.found {
+                Path::Tunnel(mac) => Some((peer.subnet.network(), mac, peer.public_ip)),
+                Path::Direct(_) => None,
+            })
         };
-        let (link, gateway) = (self.device, subnet.network());
-        state.neighbours.insert((link, gateway), mac);
-        state.fdb.insert((link, mac), public_ip);
-        let route = Route {
-            link,
-            via: Some(gateway),
-            onlink: true,
-            protocol: ROUTE_PROTOCOL,
-            source: None,
+        let route = |peer: &Admitted<Path>| match peer.found {
+            Path::Direct(route) => route,
+            Path::Tunnel(_) => Route {
+                link,
+                via: Some(peer.subnet.network()),
+                onlink: true,
+                protocol: ROUTE_PROTOCOL,
+                source: None,
+            },
         };
-        state.routes.insert(RouteKey::main(subnet), route);
+        NetState {
+            neighbours: tunnels().map(|(gateway, mac, _)| ((link, gateway), mac)).collect(),
+            fdb: tunnels().map(|(_, mac, vtep)| ((link, mac), vtep)).collect(),
+            routes: peers.iter().map(|peer| (RouteKey::main(peer.subnet), route(peer))).collect(),
+            ..NetState::default()
+        }
     }
 
     fn add_device(&self, own: IpNetwork, state: &mut NetState) {

@@ -328,14 +328,18 @@ fn datagrams(
     setsockopt(&socket, sockopt::UdpGroSegment, &(train > 1)).expect("Linux 5.0 or newer");
     let port = socket.local_addr().expect("it is bound").port();
     let received = Arc::new(AtomicU64::new(0));
+    // The number of the datagram that arrived last.
+    let newest = Arc::new(AtomicU64::new(0));
     let done = Arc::new(AtomicBool::new(false));
-    let (count, finished) = (Arc::clone(&received), Arc::clone(&done));
+    let (count, latest, finished) = (Arc::clone(&received), Arc::clone(&newest), Arc::clone(&done));
     let receiver = to.spawn(move || {
         let mut buffer = vec![0; TRAIN_MAX];
         loop {
             match socket.recv(&mut buffer) {
                 Ok(len) => {
-                    count.fetch_add((len / DATAGRAM) as u64, Ordering::Release);
+                    let (datagrams, _) = buffer[..len].as_chunks::<DATAGRAM>();
+                    count.fetch_add(datagrams.len() as u64, Ordering::Relaxed);
+                    latest.fetch_max(datagrams.last().map_or(0, number), Ordering::Release);
                 }
                 Err(_) if finished.load(Ordering::Relaxed) => return,
                 Err(_) => {}
@@ -348,27 +352,35 @@ fn datagrams(
         socket.connect((address, port)).expect("there is a route");
         let segment = libc::c_int::try_from(DATAGRAM).expect("it is small");
         setsockopt(&socket, sockopt::UdpGsoSegment, &segment).expect("Linux 4.18 or newer");
-        let bytes = vec![0; train * DATAGRAM];
+        let mut bytes = vec![0; train * DATAGRAM];
         let (start, mut sent, mut given_up) = (Instant::now(), 0_u64, 0_u64);
         let mut progress = (Instant::now(), 0);
         while start.elapsed() < time {
-            let arrived = arrived.load(Ordering::Acquire);
-            if arrived != progress.1 {
-                progress = (Instant::now(), arrived);
+            let newest = newest.load(Ordering::Acquire);
+            if newest != progress.1 {
+                progress = (Instant::now(), newest);
             }
-            let on_the_way = sent - given_up - arrived.min(sent - given_up);
-            if on_the_way + train as u64 <= WINDOW {
+            if sent - newest.max(given_up) + train as u64 <= WINDOW {
+                for (datagram, number) in bytes.as_chunks_mut::<DATAGRAM>().0.iter_mut().zip(1..) {
+                    datagram[..8].copy_from_slice(&(sent + number).to_be_bytes());
+                }
                 sent += socket.send(&bytes).map_or(0, |_| train as u64);
             } else if progress.0.elapsed() > Duration::from_millis(50) {
-                // What has not arrived by now is lost; go on without it.
-                given_up = sent - arrived;
+                // What has not arrived by now may be lost; go on without it.
+                given_up = sent;
+                progress.0 = Instant::now();
             } else {
                 std::thread::yield_now();
             }
         }
-        (sent, arrived.load(Ordering::Acquire))
+        (sent, arrived.load(Ordering::Relaxed))
     });
     done.store(true, Ordering::Relaxed);
     receiver.join().expect("the receiver ends");
     (in_time, sent - received.load(Ordering::Relaxed))
+}
+
+/// Every datagram begins with its number.
+fn number(datagram: &[u8; DATAGRAM]) -> u64 {
+    u64::from_be_bytes(*datagram.first_chunk().expect("it is longer than eight bytes"))
 }

@@ -10,11 +10,11 @@ use super::offload::{HEADERS_MAX, VNET_HEADER};
 const READ_MAX: usize = VNET_HEADER + 65_536;
 /// Where packets are read to: some segments, or many small packets behind each other. The datagrams
 /// of several segments fill more messages to the brim than those of one.
-const READ_AREA: usize = 4 * READ_MAX;
+const READ_AREA: usize = 8 * READ_MAX;
 /// Where the headers of cut packets are written.
 const HEADER_AREA: usize = DATAGRAMS_MAX * HEADERS_MAX;
 /// So many datagrams are sent in one go.
-const DATAGRAMS_MAX: usize = 256;
+const DATAGRAMS_MAX: usize = 512;
 /// So many messages.
 pub(super) const MESSAGES_MAX: usize = 64;
 /// So many datagrams are in one message at most (`UDP_MAX_SEGMENTS`, before it became 128).
@@ -110,14 +110,14 @@ impl Batch {
         &mut self.bytes
     }
 
-    /// Returns what was read, and room for the headers of one datagram, which will be at the place
-    /// returned.
-    pub(super) fn split(&mut self, len: usize) -> (&[u8], &mut [u8], Range<usize>) {
-        let range = self.headers..self.headers + len;
-        self.headers += len;
+    /// Returns what was read, and room for the headers of one datagram, which will begin at the
+    /// place returned.
+    pub(super) fn split(&mut self) -> (&[u8], &mut [u8; HEADERS_MAX], usize) {
+        let start = self.headers;
+        self.headers += HEADERS_MAX;
         let (packets, headers) = self.bytes.split_at_mut(READ_AREA);
-        let headers = &mut headers[range.start - READ_AREA..range.end - READ_AREA];
-        (packets, headers, range)
+        let room = headers[start - READ_AREA..].first_chunk_mut();
+        (packets, room.expect("there is room for the headers of all datagrams"), start)
     }
 
     /// Adds a datagram. There must be room.

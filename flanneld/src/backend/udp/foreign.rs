@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use super::icmp::{self, ANSWER_MAX, Message};
 use super::merge::Run;
-use super::offload::{Cut, VNET_HEADER, VnetHeader, complete_checksum};
+use super::offload::{Cut, HEADERS_MAX, VNET_HEADER, VnetHeader, complete_checksum};
 use super::packet::{Packet, decrement_ttl};
 
 /// Takes the bytes as what the device hands out: a header and a packet or segment.
@@ -34,10 +34,9 @@ pub(crate) fn cut_and_merge(bytes: &[u8]) {
 }
 
 fn cut_out(cut: &Cut, segment: &Packet<'_>, index: usize) -> Vec<u8> {
-    let mut packet = vec![0; cut.header_len()];
-    let payload = cut.write_headers(segment.bytes(), index, &mut packet);
-    packet.extend(&segment.bytes()[payload]);
-    packet
+    let mut room = [0; HEADERS_MAX];
+    let payload = cut.write_headers(segment.bytes(), index, &mut room);
+    [&room[..cut.header_len()], &segment.bytes()[payload]].concat()
 }
 
 /// What merges stays a packet.

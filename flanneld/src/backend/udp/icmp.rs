@@ -4,8 +4,9 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use super::checksum::{fold, sum};
 use super::packet::{
-    Packet, Version, finish_header, fold, ipv4, ipv6, protocol, pseudo_header_sum, put_u16, sum,
+    Packet, Version, finish_header, ipv4, ipv6, protocol, pseudo_header_sum, put_u16,
 };
 
 /// The longest answer: what every way carries over IPv6 (RFC 4443, section 3.1).

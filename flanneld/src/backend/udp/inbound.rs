@@ -1,7 +1,7 @@
 //! From the underlay to the device.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
@@ -22,6 +22,8 @@ pub(super) struct Inbound {
     receiver: Receiver,
     /// The packets that follow each other, not written yet.
     run: Option<Run>,
+    /// Who sent them.
+    from: SocketAddr,
     /// The whole first packet of the run, and the payloads of the others.
     pieces: Vec<Range<usize>>,
     limit: Limit,
@@ -31,7 +33,8 @@ impl Inbound {
     pub(super) fn new(lane: Arc<Lane>, view: View) -> Self {
         let pieces = Vec::with_capacity(PACKETS_MAX);
         let limit = Limit::new(Instant::now());
-        Self { lane, view, receiver: Receiver::new(), run: None, pieces, limit }
+        let from = (Ipv4Addr::UNSPECIFIED, 0).into();
+        Self { lane, view, receiver: Receiver::new(), run: None, from, pieces, limit }
     }
 
     /// Carries the packets that are there.
@@ -53,19 +56,39 @@ impl Inbound {
         let mut start = message.bytes.start;
         while start < message.bytes.end {
             let end = (start + message.segment).min(message.bytes.end);
-            match self.admit(message.from, start..end) {
-                Ok(packet) => self.collect(packet),
-                Err(reason) => self.refuse(message.from, reason),
+            if let Err(reason) = self.accept(message.from, start..end) {
+                self.refuse(message.from, start..end, reason);
             }
             start = end;
         }
     }
 
-    /// Decides whether a datagram may enter, and returns where its packet is.
-    fn admit(&mut self, from: SocketAddr, range: Range<usize>) -> Result<Range<usize>, Drop> {
+    /// Puts the packet of a datagram behind those that it follows, or writes those and begins anew.
+    fn accept(&mut self, from: SocketAddr, range: Range<usize>) -> Result<(), Drop> {
+        let bytes = self.receiver.bytes();
+        let packet = Packet::parse(&bytes[range.clone()]).ok_or(Drop::Malformed)?;
+        let range = range.start..range.start + packet.bytes().len();
+        let first = self.pieces.first().and_then(|first| Packet::parse(&bytes[first.clone()]));
+        if let (Some(run), Some(first)) = (&mut self.run, first)
+            && self.from == from
+            && run.take(&first, &packet)
+        {
+            // It has the addresses and the TTL of the first one, which was let in.
+            self.pieces.push(range.start + run.header_len()..range.end);
+            return Ok(());
+        }
+        self.admit(from, &packet)?;
+        let next = Run::start(&packet).filter(|run| self.lane.queue.takes(run.transport()));
+        self.flush();
+        self.run = next;
+        self.from = from;
+        self.pieces.push(range);
+        Ok(())
+    }
+
+    /// Decides whether a packet may enter.
+    fn admit(&self, from: SocketAddr, packet: &Packet<'_>) -> Result<(), Drop> {
         let routing = self.view.routing();
-        let packet = Packet::parse(&self.receiver.bytes()[range.clone()]);
-        let packet = packet.ok_or(Drop::Malformed)?;
         let peer = routing.peers.owner(packet.source());
         let Some(peer) = peer.filter(|peer| peer.address == from) else {
             let known = routing.peers.at(from).is_some();
@@ -75,50 +98,44 @@ impl Inbound {
             return Err(Drop::ForeignDestination);
         }
         peer.traffic.received.add(1, packet.bytes().len());
-        let range = range.start..range.start + packet.bytes().len();
-        if packet.ttl() <= 1 {
-            self.tell(from, &range);
-            return Err(Drop::TimeExceeded);
-        }
-        decrement_ttl(&mut self.receiver.bytes_mut()[range.clone()]);
-        Ok(range)
+        if packet.ttl() <= 1 { Err(Drop::TimeExceeded) } else { Ok(()) }
     }
 
-    fn refuse(&self, from: SocketAddr, reason: Drop) {
+    fn refuse(&mut self, from: SocketAddr, datagram: Range<usize>, reason: Drop) {
         self.lane.drops.add(reason, 1);
         if let Some(peer) = self.view.routing().peers.at(from) {
             peer.traffic.dropped.add(reason, 1);
         }
-    }
-
-    /// Puts a packet behind those that it follows, or writes those and begins anew.
-    fn collect(&mut self, range: Range<usize>) {
-        let bytes = self.receiver.bytes();
-        let Some(packet) = Packet::parse(&bytes[range.clone()]) else { return };
-        let first = self.pieces.first().and_then(|first| Packet::parse(&bytes[first.clone()]));
-        if let (Some(run), Some(first)) = (&mut self.run, first)
-            && run.take(&first, &packet)
-        {
-            self.pieces.push(range.start + run.header_len()..range.end);
-            return;
+        if reason == Drop::TimeExceeded {
+            self.tell(from, &datagram);
         }
-        let next = Run::start(&packet).filter(|run| self.lane.queue.takes(run.transport()));
-        self.flush();
-        self.run = next;
-        self.pieces.push(range);
     }
 
     fn flush(&mut self) {
-        let Some(first) = self.pieces.first() else { return };
+        let Some(first) = self.pieces.first().cloned() else { return };
+        decrement_ttl(&mut self.receiver.bytes_mut()[first.clone()]);
         let (mut vnet, mut packets) = (VnetHeader::default(), 1);
         if let Some(run) = self.run.take() {
-            vnet = run.finish(&mut self.receiver.bytes_mut()[first.clone()]);
+            self.count_others(&run, first.clone());
+            vnet = run.finish(&mut self.receiver.bytes_mut()[first]);
             packets = run.count();
         }
         if self.lane.queue.write(vnet, self.receiver.bytes(), &self.pieces).is_err() {
             self.lane.drops.add(Drop::DeviceFailed, packets);
         }
         self.pieces.clear();
+    }
+
+    /// Counts the packets of a run but for the first, which was counted when it was let in.
+    fn count_others(&self, run: &Run, first: Range<usize>) {
+        let others = run.count() - 1;
+        if others == 0 {
+            return;
+        }
+        let Some(packet) = Packet::parse(&self.receiver.bytes()[first]) else { return };
+        if let Some(peer) = self.view.routing().peers.owner(packet.source()) {
+            peer.traffic.received.add(others, run.len() - packet.bytes().len());
+        }
     }
 
     /// Tells a peer's pod that its packet got no further than here.

@@ -2,10 +2,10 @@
 //! once. What [`Cut`](super::offload::Cut) makes of the segment are the packets again, apart from
 //! identifications that mean nothing (RFC 6864, section 4.1).
 
+use super::checksum::{fold, sum};
 use super::offload::{Transport, VnetHeader, tcp, udp};
 use super::packet::{
-    Packet, Version, finish_header, fold, ipv4, ipv6, pseudo_header_sum, put_u16, sum, u16_at,
-    u32_at,
+    Packet, Version, finish_header, ipv4, ipv6, pseudo_header_sum, put_u16, u16_at, u32_at,
 };
 
 /// The longest packet that has room for its length.
@@ -63,6 +63,11 @@ impl Run {
     /// The number of packets.
     pub(super) const fn count(&self) -> usize {
         self.count
+    }
+
+    /// The length of all packets together.
+    pub(super) const fn len(&self) -> usize {
+        self.count * self.header_len + self.payload
     }
 
     /// Returns where the payload of the packet just taken begins.

@@ -5,9 +5,9 @@
 
 use std::ops::Range;
 
+use super::checksum::{fold, sum};
 use super::packet::{
-    Packet, Version, finish_header, fold, protocol, pseudo_header_sum, put_u16, put_u32, sum,
-    u32_at,
+    Packet, Version, finish_header, protocol, pseudo_header_sum, put_u16, put_u32, u32_at,
 };
 
 /// The length of a [`VnetHeader`] in bytes.
@@ -170,17 +170,23 @@ impl Cut {
         self.header_len
     }
 
-    /// Writes the headers of one packet, and returns where in the segment its payload is.
+    /// Writes the headers of one packet to the beginning of `room`, and returns where in the segment
+    /// its payload is.
     pub(super) fn write_headers(
         &self,
         segment: &[u8],
         index: usize,
-        headers: &mut [u8],
+        room: &mut [u8; HEADERS_MAX],
     ) -> Range<usize> {
         let start = self.header_len + index * self.size;
         let range = start..(start + self.size).min(segment.len());
         let payload = &segment[range.clone()];
-        headers.copy_from_slice(&segment[..self.header_len]);
+        match segment.first_chunk() {
+            // Always the same length: it takes no call to copy that.
+            Some(beginning) => *room = *beginning,
+            None => room[..self.header_len].copy_from_slice(&segment[..self.header_len]),
+        }
+        let headers = &mut room[..self.header_len];
         let (ip, transport) = headers.split_at_mut(self.ip_len);
         let [low, high, ..] = index.to_le_bytes();
         let identification = self.identification.wrapping_add(u16::from_le_bytes([low, high]));

@@ -106,10 +106,11 @@ impl Outbound {
             if self.batch.is_full() {
                 self.flush();
             }
-            let (packets, headers, place) = self.batch.split(cut.header_len());
-            let payload = cut.write_headers(&packets[range.clone()], index, headers);
+            let (packets, room, start) = self.batch.split();
+            let payload = cut.write_headers(&packets[range.clone()], index, room);
+            let headers = start..start + cut.header_len();
             let payload = range.start + payload.start..range.start + payload.end;
-            self.batch.push(to, [place, payload]);
+            self.batch.push(to, [headers, payload]);
         }
     }
 

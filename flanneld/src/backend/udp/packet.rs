@@ -1,9 +1,10 @@
-//! IP packets as views over bytes that were checked once (RFC 791, RFC 8200), and the Internet
-//! checksum (RFC 1071).
+//! IP packets as views over bytes that were checked once (RFC 791, RFC 8200).
 //!
 //! Nothing here trusts a length that a packet tells about itself.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::checksum::{fold, sum};
 
 /// The length of an IPv4 header without options.
 pub(super) const IPV4_HEADER: usize = 20;
@@ -230,28 +231,6 @@ pub(super) fn pseudo_header_sum(ip_header: &[u8], segment_len: usize) -> u64 {
     sum(&ip_header[addresses]) + u64::from(ip_header[protocol]) + segment_len as u64
 }
 
-/// Returns the sum of all 16-bit words, not folded. A last odd byte counts as the high one.
-///
-/// Adds 32 bits at a time, which compilers turn into vector instructions; two sums can be added as
-/// long as what the first was taken over has an even length.
-pub(super) fn sum(bytes: &[u8]) -> u64 {
-    let (words, rest) = bytes.as_chunks::<4>();
-    // In the byte order of the machine, because the order can be put right in the result.
-    let native: u64 = words.iter().map(|word| u64::from(u32::from_ne_bytes(*word))).sum();
-    let mut last = [0; 4];
-    last[..rest.len()].copy_from_slice(rest);
-    u64::from(u16::from_be(fold(native + u64::from(u32::from_ne_bytes(last)))))
-}
-
-/// Folds a sum to 16 bits with end-around carry.
-pub(super) fn fold(sum: u64) -> u16 {
-    let sum = (sum & 0xffff_ffff) + (sum >> 32);
-    let sum = (sum & 0xffff) + ((sum >> 16) & 0xffff) + (sum >> 32);
-    let sum = (sum & 0xffff) + (sum >> 16);
-    let [low, high, ..] = ((sum & 0xffff) + (sum >> 16)).to_le_bytes();
-    u16::from_le_bytes([low, high])
-}
-
 pub(super) fn u16_at(bytes: &[u8], at: usize) -> u16 {
     u16::from_be_bytes([bytes[at], bytes[at + 1]])
 }
@@ -274,36 +253,7 @@ mod tests {
 
     use super::*;
 
-    /// The checksum as RFC 1071 explains it.
-    fn naive_checksum(bytes: &[u8]) -> u16 {
-        let mut sum = 0_u32;
-        for pair in bytes.chunks(2) {
-            sum += u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0));
-            if sum > 0xffff {
-                sum = (sum & 0xffff) + 1;
-            }
-        }
-        u16::try_from(sum).unwrap()
-    }
-
-    /// Zero and all ones are the same number in this arithmetic.
-    fn same(left: u16, right: u16) -> bool {
-        left == right || (left.min(right) == 0 && left.max(right) == 0xffff)
-    }
-
     proptest! {
-        #[test]
-        fn sums_agree_with_a_naive_one(bytes in prop::collection::vec(any::<u8>(), 0..2000)) {
-            prop_assert!(same(fold(sum(&bytes)), naive_checksum(&bytes)));
-        }
-
-        #[test]
-        fn sums_of_parts_add_up(bytes in prop::collection::vec(any::<u8>(), 0..200), at in 0_usize..100) {
-            let at = (at * 2).min(bytes.len() / 2 * 2);
-            let parts = sum(&bytes[..at]) + sum(&bytes[at..]);
-            prop_assert!(same(fold(parts), naive_checksum(&bytes)));
-        }
-
         #[test]
         fn a_lower_ttl_keeps_the_checksum_right(mut header in prop::array::uniform20(any::<u8>()), ttl in 1_u8..) {
             header[0] = 0x45;

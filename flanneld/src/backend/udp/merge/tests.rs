@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::super::offload::Cut;
+use super::super::offload::{Cut, HEADERS_MAX};
 use super::super::packet::{protocol, put_u32};
 use super::*;
 
@@ -163,10 +163,9 @@ fn merge(packets: &[Vec<u8>]) -> (Vec<u8>, VnetHeader, usize) {
 fn cut(segment: &[u8], vnet: VnetHeader) -> Vec<Vec<u8>> {
     let cut = Cut::new(vnet, &Packet::parse(segment).unwrap()).unwrap();
     let packet = |index| {
-        let mut packet = vec![0; cut.header_len()];
-        let payload = cut.write_headers(segment, index, &mut packet);
-        packet.extend(&segment[payload]);
-        packet
+        let mut room = [0; HEADERS_MAX];
+        let payload = cut.write_headers(segment, index, &mut room);
+        [&room[..cut.header_len()], &segment[payload]].concat()
     };
     (0..cut.count()).map(packet).collect()
 }
@@ -222,9 +221,8 @@ proptest! {
         let Some(packet) = Packet::parse(&bytes) else { return Ok(()) };
         let vnet = VnetHeader { gso_type: kind, gso_size: size, ..VnetHeader::default() };
         if let Some(cut) = Cut::new(vnet, &packet) {
-            let mut headers = vec![0; cut.header_len()];
             for index in 0..cut.count() {
-                cut.write_headers(packet.bytes(), index, &mut headers);
+                cut.write_headers(packet.bytes(), index, &mut [0; HEADERS_MAX]);
             }
         }
         if let Some(mut run) = Run::start(&packet) {

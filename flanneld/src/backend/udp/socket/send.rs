@@ -145,6 +145,7 @@ impl Sender {
 mod tests {
     use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
     use std::os::fd::{FromRawFd, OwnedFd};
+    use std::sync::Arc;
     use std::time::Duration;
 
     use flannel_tests::sandbox::sandboxed;
@@ -180,22 +181,29 @@ mod tests {
     #[test]
     fn datagrams_leave_one_by_one_when_the_kernel_refuses_to_cut() {
         sandboxed(|| {
-            let (from, to) = (open(), open());
-            let (mut sender, mut batch) = (Sender::new(true), Batch::new());
-            // The first time it is found out, and afterwards not tried again.
-            for messages in [1, 3] {
-                fill(&mut batch, to.local_addr().unwrap(), sender.segments_max());
-                assert_eq!(batch.messages().len(), messages);
-                let mut lost = 0;
-                sender
-                    .send(&from, &batch, |message, _| lost += usize::from(message.datagrams == 1));
-                for value in 1..=3 {
-                    let mut datagram = [0; 100];
-                    assert_eq!(to.recv(&mut datagram).unwrap(), 50);
-                    assert_eq!(datagram[..50], [value; 50]);
-                }
-                assert_eq!(lost, 0);
-            }
+            let (mut log, writer) = io::pipe().unwrap();
+            let logging = tracing_subscriber::fmt().with_writer(Arc::new(writer)).finish();
+            tracing::subscriber::with_default(logging, send_without_cuts);
+            let log = io::read_to_string(&mut log).unwrap();
+            assert_eq!(log.matches("the underlay does not cut messages").count(), 1, "{log}");
         });
+    }
+
+    fn send_without_cuts() {
+        let (from, to) = (open(), open());
+        let (mut sender, mut batch) = (Sender::new(true), Batch::new());
+        // The first time it is found out, and afterwards not tried again.
+        for messages in [1, 3] {
+            fill(&mut batch, to.local_addr().unwrap(), sender.segments_max());
+            assert_eq!(batch.messages().len(), messages);
+            let mut lost = 0;
+            sender.send(&from, &batch, |message, _| lost += usize::from(message.datagrams == 1));
+            for value in 1..=3 {
+                let mut datagram = [0; 100];
+                assert_eq!(to.recv(&mut datagram).unwrap(), 50);
+                assert_eq!(datagram[..50], [value; 50]);
+            }
+            assert_eq!(lost, 0);
+        }
     }
 }
