@@ -84,13 +84,18 @@ test-image: plugin
 
 # Where the programs of Kubernetes are built, once.
 KUBERNETES ?= $(CURDIR)/target/kubernetes
+# Those about Kubernetes itself, and those about clusters, whose leases are there then too.
+KUBERNETES_TESTS := kube kube_connection kubernetes \
+    direct_routing families host_gw ipv6 lifecycle live_changes peers pod_network restarts \
+    rules self_healing udp underlay_changes
 
 test-kubernetes: ## Run the tests of Kubernetes against a real one, built from Debian's sources; as root
 	@tests/requirements.sh build test
 	tests/build-kubernetes.sh $(KUBERNETES)
 	$(CARGO) build $(CARGO_FLAGS) --workspace
-	KUBERNETES=$(KUBERNETES) $(CARGO) test $(CARGO_FLAGS) -p flannel-tests --features kubernetes \
-	    --test kube --test kube_connection --test kubernetes -- --test-threads=2
+	KUBERNETES=$(KUBERNETES) TEST_STORE=kube $(CARGO) test $(CARGO_FLAGS) --no-fail-fast \
+	    -p flannel-tests --features kubernetes \
+	    $(addprefix --test ,$(KUBERNETES_TESTS)) -- --test-threads=2
 
 lint: ## Check formatting, run clippy and build the documentation, warnings denied
 	@tests/requirements.sh --check build

@@ -1,11 +1,11 @@
 //! A cluster: nodes on one underlay, a store for their leases, and flanneld on each of them.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
+use std::{env, fs};
 
 use crate::daemon::Daemon;
 use crate::etcd::Etcd;
@@ -38,6 +38,22 @@ pub enum Store {
     Etcd,
     /// A Kubernetes API server on a host of its own, and somebody who assigns subnets.
     Kube,
+}
+
+impl Store {
+    /// The store of tests that have no need of a certain one: a directory, or what the variable
+    /// `TEST_STORE` names, `etcd` or `kube`.
+    ///
+    /// # Panics
+    /// If it names something else.
+    pub fn any() -> Self {
+        match env::var("TEST_STORE").as_deref() {
+            Err(_) | Ok("directory") => Self::Directory,
+            Ok("etcd") => Self::Etcd,
+            Ok("kube") => Self::Kube,
+            Ok(other) => panic!("TEST_STORE={other}: want directory, etcd or kube"),
+        }
+    }
 }
 
 /// Nodes, their store and their flanneld processes.
@@ -171,15 +187,15 @@ impl Cluster {
     /// Waits until every node whose flanneld runs has a route to every other subnet of the store,
     /// or reaches its node where flanneld itself carries the packets.
     pub fn wait_for_peers(&self) {
-        let leases = self.store.leases();
         for number in self.flanneld.keys() {
             let node = self.node(*number);
-            let own = self.store.lease_of(node).map(|(key, _)| key);
             wait::until(&format!("{} has routes to all peers", node.name()), || {
+                let leases = self.store.leases();
+                let (own, _) = self.store.lease_of(node).ok_or("it has no lease")?;
                 let routes = node.ip("route show") + &node.ip("-6 route show");
                 let missing: Vec<_> = leases
                     .keys()
-                    .filter(|key| Some(*key) != own.as_ref())
+                    .filter(|key| **key != own)
                     .flat_map(|key| subnets(key))
                     .filter(|subnet| !routes.lines().any(|route| route.starts_with(&**subnet)))
                     .filter(|subnet| !routes.contains(" dev flannel0") || !reaches(node, subnet))

@@ -12,6 +12,7 @@ pub mod real;
 pub mod rules;
 mod serve;
 pub mod tls;
+pub mod tokens;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;

@@ -92,7 +92,7 @@ fn a_node_with_a_tun_device_is_given_back_as_it_was() {
 }
 
 fn given_back(engine: RuleEngine, backend: &str) {
-    let mut cluster = Cluster::unconfigured(2, Store::Directory);
+    let mut cluster = Cluster::unconfigured(2, Store::any());
     cluster.store().configure(&engine.network().replace("vxlan", backend));
     let node = cluster.node(1).clone();
     plant(node.namespace());
@@ -126,7 +126,7 @@ fn given_back(engine: RuleEngine, backend: &str) {
 fn pods_keep_their_network_until_they_are_gone_or_it_is_forced() {
     const BIN: &str = "/run/cni-bin";
     sandboxed(|| {
-        let mut cluster = Cluster::running(2, Store::Directory);
+        let mut cluster = Cluster::running(2, Store::any());
         let node = cluster.node(1).clone();
         fs::create_dir(BIN).unwrap();
         program::run(node.command(program::flannel()).args(["install", BIN]));

@@ -191,7 +191,7 @@ fn broken_network_configuration_is_waited_for_with_one_line() {
 #[test]
 fn backend_that_is_unknown_or_misconfigured_ends_the_start_with_one_line() {
     sandboxed(|| {
-        let cluster = Cluster::unconfigured(1, Store::Directory);
+        let cluster = Cluster::unconfigured(1, Store::any());
         for (network, words) in [
             (r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlam"}}"#, &["vxlam"][..]),
             (r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","VNI":"1"}}"#, &["VNI"]),
@@ -217,7 +217,7 @@ fn backend_that_is_unknown_or_misconfigured_ends_the_start_with_one_line() {
 #[test]
 fn names_of_keys_match_in_any_case() {
     sandboxed(|| {
-        let cluster = Cluster::unconfigured(1, Store::Directory);
+        let cluster = Cluster::unconfigured(1, Store::any());
         let network = r#"{"network":"10.244.0.0/16","backend":{"type":"VXLAN"}}"#;
         cluster.store().configure(network);
         let flanneld = Daemon::start("flanneld", &mut cluster.flanneld_command(1));

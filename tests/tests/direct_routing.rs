@@ -18,7 +18,7 @@ const NETWORK: &str =
     r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true}}"#;
 
 fn running(size: u8) -> Cluster {
-    let mut cluster = Cluster::unconfigured(size, Store::Directory);
+    let mut cluster = Cluster::unconfigured(size, Store::any());
     cluster.store().configure(NETWORK);
     cluster.start_all();
     cluster

@@ -43,7 +43,7 @@ fn pods_reach_each_other_without_a_tunnel() {
 #[test]
 fn routes_come_back_and_those_of_vanished_nodes_go() {
     sandboxed(|| {
-        let mut cluster = running(3, Store::Directory);
+        let mut cluster = running(3, Store::any());
         // Its routes stay, and it cannot take its lease again when that is deleted.
         cluster.kill(2);
         let node = cluster.node(1);
@@ -76,7 +76,7 @@ fn routes_come_back_and_those_of_vanished_nodes_go() {
 #[test]
 fn peer_behind_a_router_is_left_out_and_named_until_it_is_on_the_network() {
     sandboxed(|| {
-        let mut cluster = running(3, Store::Directory);
+        let mut cluster = running(3, Store::any());
         let subnet_of = |cluster: &Cluster, number: u8| {
             let (key, _) = cluster.store().lease_of(cluster.node(number)).expect("a lease");
             key.replace('-', "/")
@@ -106,7 +106,7 @@ fn peer_behind_a_router_is_left_out_and_named_until_it_is_on_the_network() {
 #[test]
 fn routes_of_flannel_are_taken_over_and_foreign_ones_left_alone() {
     sandboxed(|| {
-        let mut cluster = Cluster::unconfigured(2, Store::Directory);
+        let mut cluster = Cluster::unconfigured(2, Store::any());
         cluster.store().configure(NETWORK);
         cluster.start(2);
         cluster.wait_until_ready(2);

@@ -19,8 +19,10 @@ const STREAM_LEN: usize = 1 << 20;
 
 /// Key and value of a node's lease.
 fn lease(cluster: &Cluster, number: u8) -> (String, String) {
-    let lease = cluster.store().lease_of(cluster.node(number));
-    lease.unwrap_or_else(|| panic!("{:?}", cluster.store().leases()))
+    wait::until(&format!("n{number} says where it is"), || {
+        let lease = cluster.store().lease_of(cluster.node(number));
+        lease.ok_or_else(|| format!("{:?}", cluster.store().leases()))
+    })
 }
 
 /// The base address of the IPv6 subnet in a key: `2001:db8:42:7::`
@@ -175,8 +177,7 @@ fn switched_on_and_off(store: Store) {
 #[test]
 fn plain_routes_of_a_family_that_is_switched_off_are_removed() {
     sandboxed(|| {
-        let mut cluster =
-            Cluster::running_with(2, Store::Directory, &network(Stack::Dual, "host-gw"));
+        let mut cluster = Cluster::running_with(2, Store::any(), &network(Stack::Dual, "host-gw"));
         for (stack, gone, kept) in [(Stack::Ipv4, "-6", "-4"), (Stack::Ipv6, "-4", "-6")] {
             restart_with(&mut cluster, &network(stack, "host-gw"));
             for node in cluster.nodes() {
@@ -221,7 +222,7 @@ fn full_sized_segments_pass_over_plain_routes_with_an_underlay_of_1280_bytes() {
 }
 
 fn full_sized_segments_pass(stack: Stack, backend: &str, underlay: u32, pod_mtu: u32) {
-    let mut cluster = Cluster::unconfigured(2, Store::Directory);
+    let mut cluster = Cluster::unconfigured(2, Store::any());
     cluster.nodes().iter().for_each(|node| cluster.underlay().set_mtu(node.namespace(), underlay));
     cluster.store().configure(&network(stack, backend));
     cluster.start_all();
@@ -247,7 +248,7 @@ fn full_sized_segments_pass(stack: Stack, backend: &str, underlay: u32, pod_mtu:
 #[test]
 fn an_underlay_that_leaves_ipv6_no_room_is_refused_with_the_size_that_does() {
     sandboxed(|| {
-        let mut cluster = Cluster::unconfigured(1, Store::Directory);
+        let mut cluster = Cluster::unconfigured(1, Store::any());
         cluster.underlay().set_mtu(cluster.node(1).namespace(), 1280);
         cluster.store().configure(&network(Stack::Dual, "vxlan"));
         cluster.start(1);
@@ -276,7 +277,7 @@ fn nodes_that_start_at_the_same_time_share_out_the_last_ipv6_subnets() {
 #[test]
 fn a_new_ipv6_address_is_published_under_the_same_key() {
     sandboxed(|| {
-        let cluster = Cluster::running_with(2, Store::Directory, &network(Stack::Ipv6, "vxlan"));
+        let cluster = Cluster::running_with(2, Store::any(), &network(Stack::Ipv6, "vxlan"));
         let keys: Vec<_> = cluster.store().leases().into_keys().collect();
         let pods = pod::attach_to_each(cluster.nodes(), 1);
         let to = pods[1].addresses().next().unwrap();
@@ -295,7 +296,7 @@ fn a_new_ipv6_address_is_published_under_the_same_key() {
 #[test]
 fn an_interface_is_found_by_an_ipv6_address_and_by_a_route_over_several() {
     sandboxed(|| {
-        let mut cluster = Cluster::unconfigured(2, Store::Directory);
+        let mut cluster = Cluster::unconfigured(2, Store::any());
         cluster.store().configure(&network(Stack::Dual, "vxlan"));
         let node = cluster.node(2);
         node.ip("link add eth1 type veth peer name eth1-peer");

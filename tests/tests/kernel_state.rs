@@ -172,7 +172,7 @@ fn subnet_file_is_the_one_that_upstream_writes() {
 #[test]
 fn packet_filter_holds_upstreams_rules_and_nothing_else() {
     sandboxed(|| {
-        let cluster = Cluster::with_rules_in(RuleEngine::Nftables, 1, Store::Directory);
+        let cluster = Cluster::with_rules_in(RuleEngine::Nftables, 1, Store::any());
         let node = cluster.node(1);
         let pods = format!("{}/24", published(node).base);
         let ruleset = program::run(node.namespace().command("nft").args(["list", "ruleset"]));
@@ -222,7 +222,7 @@ fn iptables_in_the_older_tables_hold_upstreams_rules_and_nothing_else() {
 }
 
 fn iptables_hold_upstreams_rules_and_nothing_else(engine: RuleEngine, variant: &str) {
-    let cluster = Cluster::with_rules_in(engine, 1, Store::Directory);
+    let cluster = Cluster::with_rules_in(engine, 1, Store::any());
     let node = cluster.node(1);
     let pods = format!("{}/24", published(node).base);
     let (masq, forward) =
@@ -260,7 +260,7 @@ fn iptables_hold_upstreams_rules_and_nothing_else(engine: RuleEngine, variant: &
 #[test]
 fn without_masquerading_there_are_only_forward_rules() {
     sandboxed(|| {
-        let mut cluster = Cluster::new(1, Store::Directory);
+        let mut cluster = Cluster::new(1, Store::any());
         for engine in [RuleEngine::Nftables, RuleEngine::IptablesNft] {
             cluster.store().configure(&engine.network());
             let listing =
@@ -284,7 +284,7 @@ fn without_masquerading_there_are_only_forward_rules() {
 fn checksums_stay_switched_off_when_the_device_is_made_anew() {
     sandboxed(|| {
         let network = network_with(Stack::Dual, r#""Type":"vxlan","TxChecksum":"off""#);
-        let cluster = Cluster::running_with(1, Store::Directory, &network);
+        let cluster = Cluster::running_with(1, Store::any(), &network);
         let node = cluster.node(1);
         for device in ["flannel.1", "flannel-v6.1"] {
             let off = || {
@@ -307,7 +307,7 @@ fn checksums_stay_switched_off_when_the_device_is_made_anew() {
 #[test]
 fn options_of_the_backend_reach_the_device_and_the_lease() {
     sandboxed(|| {
-        let mut cluster = Cluster::unconfigured(1, Store::Directory);
+        let mut cluster = Cluster::unconfigured(1, Store::any());
         let options = include_str!("../../config/net-conf-vxlan-options.json");
         cluster.store().configure(options);
         cluster.start(1);

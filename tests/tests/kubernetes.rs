@@ -1,5 +1,5 @@
-//! A node of a real Kubernetes: kube-apiserver, kube-controller-manager and kubelet with containerd,
-//! and flanneld with the rights and the lists of the deployed manifest.
+//! What takes a real Kubernetes: a node of kube-apiserver, kube-controller-manager and kubelet with
+//! containerd, and flanneld with the rights, the tokens and the lists of the deployed manifest.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
@@ -10,10 +10,10 @@ use std::process::Command;
 use flannel_tests::cluster::STOCK_NETWORK;
 use flannel_tests::containerd::{self, GREETING, IMAGE, greeting};
 use flannel_tests::daemon::Daemon;
-use flannel_tests::kube_api::{KubeApi, real};
+use flannel_tests::kube_api::{KubeApi, PREFIX, real, tokens};
 use flannel_tests::node::Node;
 use flannel_tests::pod::Pod;
-use flannel_tests::sandbox::sandboxed_as_root;
+use flannel_tests::sandbox::{sandboxed, sandboxed_as_root};
 use flannel_tests::traffic::ping;
 use flannel_tests::underlay::{GATEWAY, Underlay};
 use flannel_tests::{program, wait, yaml};
@@ -23,6 +23,8 @@ use serde_json::{Value, json};
 const MANIFEST: &str = include_str!("../../config/kube-flannel.yml");
 const CONFLIST: &str = "/etc/cni/net.d/10-flannel.conflist";
 const PODS: &str = "/api/v1/namespaces/default/pods";
+/// The token of the agents.
+const TOKEN: &str = "/run/agent-token";
 /// The port of the node that leads to the pod.
 const PORT: u16 = 18080;
 
@@ -35,7 +37,7 @@ fn a_node_becomes_ready_and_its_pod_is_reached_and_leaves_no_trace() {
         let other = Node::create(&underlay, 2);
         api.add_node("n2", &[]);
         make_this_machine_node_1(&underlay);
-        write_kubeconfig("/run/administrator", &api, "administrator");
+        write_kubeconfig("/run/administrator", &api, "token: administrator");
         let _manager = controller_manager();
         let _containerd = containerd::start(true);
         containerd::import_image();
@@ -43,9 +45,8 @@ fn a_node_becomes_ready_and_its_pod_is_reached_and_leaves_no_trace() {
         wait_until_only_a_network_lacks(&api);
 
         let cni_conf = apply_manifest(&api);
-        fs::write("/run/net-conf.json", STOCK_NETWORK).unwrap();
         fs::write("/run/cni-conf.json", cni_conf).unwrap();
-        write_kubeconfig("/run/agent", &api, &token_of_the_agent(&api));
+        prepare_agents(&api);
         let mut here = Command::new(program::flanneld());
         here.env_clear().env("PATH", program::search_path());
         let install = format!("--cni-conf-install={CONFLIST}");
@@ -125,6 +126,43 @@ fn what_is_left() -> Vec<String> {
     links.lines().map(str::to_owned).chain(addresses).chain(rules).collect()
 }
 
+#[test]
+fn a_token_that_expired_is_replaced_by_the_one_that_kubelet_writes() {
+    sandboxed(|| {
+        let underlay = Underlay::create();
+        let api = KubeApi::running(&underlay);
+        let nodes = [1, 2].map(|number| Node::create(&underlay, number));
+        for node in &nodes {
+            api.add_node(node.name(), &[&format!("10.244.{}.0/24", node.number())]);
+        }
+        apply_manifest(&api);
+        prepare_agents(&api);
+        let agents = nodes
+            .each_ref()
+            .map(|node| flanneld(node.name(), &mut node.command(program::flanneld())));
+        wait::until_true("both nodes have their subnets", || {
+            nodes.iter().all(|node| node.subnet_file().is_some())
+        });
+        let public_ip = || api.annotations("n1", PREFIX).contains_key("public-ip");
+        wait::until_true("n1 says where it is", public_ip);
+        let pods = nodes.each_ref().map(|node| Pod::attach(node, &format!("pod-{}", node.name())));
+        let passes = || ping(pods[0].namespace(), pods[1].address());
+        wait::until("packets pass", || passes().map_err(|error| error.to_string()));
+
+        fs::write(TOKEN, tokens::expired(&agent_token(&api))).unwrap();
+        api.annotate("n1", &format!("{PREFIX}public-ip"), None);
+        wait::until("the agent is refused, and says why", || {
+            let log = agents[0].log();
+            let refused = log.contains("401 Unauthorized") && log.contains("is the token still");
+            if refused { Ok(()) } else { Err(log) }
+        });
+        assert!(!public_ip());
+        passes().unwrap();
+        fs::write(TOKEN, agent_token(&api)).unwrap();
+        wait::until_true("it says again where it is", public_ip);
+    });
+}
+
 /// Makes room for what kubelet and containerd write.
 fn make_room() {
     let none: Option<&str> = None;
@@ -152,12 +190,23 @@ fn make_this_machine_node_1(underlay: &Underlay) {
     containerd::make_root_filesystem();
 }
 
-fn write_kubeconfig(path: &str, api: &KubeApi, token: &str) {
+/// Writes what the agents find in the file systems of their pods.
+fn prepare_agents(api: &KubeApi) {
+    fs::write("/run/net-conf.json", STOCK_NETWORK).unwrap();
+    fs::write(TOKEN, agent_token(api)).unwrap();
+    write_kubeconfig("/run/agent", api, &format!("tokenFile: {TOKEN}"));
+}
+
+fn agent_token(api: &KubeApi) -> String {
+    tokens::issue(api, "kube-flannel", "flannel")
+}
+
+fn write_kubeconfig(path: &str, api: &KubeApi, user: &str) {
     let text = format!(
         "apiVersion: v1\nkind: Config\ncurrent-context: c\n\
          contexts: [{{name: c, context: {{cluster: c, user: u}}}}]\n\
          clusters: [{{name: c, cluster: {{server: '{}', certificate-authority: /run/kube-ca.pem}}}}]\n\
-         users: [{{name: u, user: {{token: '{token}'}}}}]\n",
+         users: [{{name: u, user: {{{user}}}}}]\n",
         api.real_url()
     );
     fs::write(path, text).unwrap();
@@ -223,18 +272,6 @@ fn apply_manifest(api: &KubeApi) -> String {
     }
     let config = manifest.iter().find(|object| object["kind"] == "ConfigMap").unwrap();
     config["data"]["cni-conf.json"].as_str().unwrap().to_owned()
-}
-
-/// What the pod of the agent would find in its file system.
-fn token_of_the_agent(api: &KubeApi) -> String {
-    let path = "/api/v1/namespaces/kube-flannel/serviceaccounts/flannel/token";
-    let request = json!({
-        "kind": "TokenRequest",
-        "apiVersion": "authentication.k8s.io/v1",
-        "spec": { "audiences": ["https://kubernetes.default.svc"] },
-    });
-    let answer = api.administer("POST", path, Some(&request));
-    answer["status"]["token"].as_str().unwrap().to_owned()
 }
 
 fn web_server() -> Value {

@@ -102,7 +102,7 @@ fn bad_flags_exit_2_with_one_line() {
 #[test]
 fn interface_that_is_not_there_exits_1_with_one_line_and_leaves_nothing() {
     sandboxed(|| {
-        let cluster = Cluster::new(1, Store::Directory);
+        let cluster = Cluster::new(1, Store::any());
         let output = program::outcome(cluster.flanneld_command(1).arg("--iface=eth9"));
         assert_eq!(output.status.code(), Some(1), "{output:?}");
         let log = text(&output.stderr);

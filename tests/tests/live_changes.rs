@@ -85,7 +85,7 @@ fn options_of_vxlan_change(store: Store) {
 #[test]
 fn group_policy_is_switched_on_by_making_the_device_anew_and_pods_reach_each_other() {
     sandboxed(|| {
-        let cluster = running(2, Store::Directory, r#""Type":"vxlan""#);
+        let cluster = running(2, Store::any(), r#""Type":"vxlan""#);
         let pods = pod::attach_to_each(cluster.nodes(), 1);
         let before = cluster.store().leases();
         cluster.store().configure(&network(r#""Type":"vxlan","GBP":true"#));
@@ -103,7 +103,7 @@ fn group_policy_is_switched_on_by_making_the_device_anew_and_pods_reach_each_oth
 #[test]
 fn wider_network_reaches_rules_and_subnet_file() {
     sandboxed(|| {
-        let cluster = running(2, Store::Directory, r#""Type":"vxlan""#);
+        let cluster = running(2, Store::any(), r#""Type":"vxlan""#);
         let wider = r#"{"Network":"10.240.0.0/12","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
         cluster.store().configure(wider);
         on_every_node(&cluster, "network", |node| {
@@ -186,7 +186,7 @@ fn another_identifier_or_port_of_the_tunnel_is_taken_by_every_node() {
 #[test]
 fn tunnel_goes_with_its_last_peer_although_the_node_restarted_in_the_middle_of_the_change() {
     sandboxed(|| {
-        let mut cluster = running(2, Store::Directory, r#""Type":"vxlan""#);
+        let mut cluster = running(2, Store::any(), r#""Type":"vxlan""#);
         let pods = pod::attach_to_each(cluster.nodes(), 1);
         // One that does not hear of the change.
         cluster.kill(2);

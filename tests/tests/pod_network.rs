@@ -85,7 +85,7 @@ fn every_pod_reaches_every_other(cluster: &Cluster) {
 }
 
 fn pods_see_each_other_under_their_own_addresses(backend: &Backend) {
-    let cluster = backend.running(2, Store::Directory);
+    let cluster = backend.running(2, Store::any());
     let pods = pod::attach_to_each(cluster.nodes(), 2);
     for (from, to) in pod::pairs(&pods) {
         let seen = source_seen_by(from.namespace(), to.namespace(), to.address()).unwrap();
@@ -94,7 +94,7 @@ fn pods_see_each_other_under_their_own_addresses(backend: &Backend) {
 }
 
 fn traffic_that_leaves_the_cluster_carries_the_address_of_the_node(backend: &Backend) {
-    let cluster = backend.running(2, Store::Directory);
+    let cluster = backend.running(2, Store::any());
     let outside = cluster.underlay().host("outside", 200);
     let address = Underlay::address(200);
     for pod in pod::attach_to_each(cluster.nodes(), 1) {
@@ -108,7 +108,7 @@ fn traffic_that_leaves_the_cluster_carries_the_address_of_the_node(backend: &Bac
 #[test]
 fn node_behind_a_nat_sends_from_the_address_of_its_interface() {
     sandboxed(|| {
-        let mut cluster = Cluster::new(2, Store::Directory);
+        let mut cluster = Cluster::new(2, Store::any());
         // The gateway is the NAT, for what is sent to the public address.
         let gateway = Namespace::existing("underlay");
         gateway.inside(|| fs::write("/proc/sys/net/ipv4/ip_forward", "1")).expect("it is ours");
@@ -139,7 +139,7 @@ fn node_behind_a_nat_sends_from_the_address_of_its_interface() {
 }
 
 fn nodes_reach_pods_on_every_node(backend: &Backend) {
-    let cluster = backend.running(2, Store::Directory);
+    let cluster = backend.running(2, Store::any());
     let pods = pod::attach_to_each(cluster.nodes(), 1);
     for node in cluster.nodes() {
         for pod in &pods {
@@ -149,7 +149,7 @@ fn nodes_reach_pods_on_every_node(backend: &Backend) {
 }
 
 fn full_sized_packets_pass_between_nodes_without_fragments(backend: &Backend) {
-    let cluster = backend.running(2, Store::Directory);
+    let cluster = backend.running(2, Store::any());
     let pods = pod::attach_to_each(cluster.nodes(), 1);
     for pod in &pods {
         let link = pod.namespace().ip("link show eth0");
@@ -170,7 +170,7 @@ fn full_sized_packets_pass_between_nodes_without_fragments(backend: &Backend) {
 }
 
 fn pods_that_start_at_the_same_time_get_different_addresses_and_all_work(backend: &Backend) {
-    let cluster = backend.running(2, Store::Directory);
+    let cluster = backend.running(2, Store::any());
     let starting: Vec<_> = (1..=8)
         .map(|number| {
             let node = cluster.node(number % 2 + 1).clone();

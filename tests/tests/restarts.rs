@@ -21,17 +21,17 @@ const UDP_KILLS: u32 = 40;
 const LIFE_MAX: Duration = Duration::from_millis(250);
 
 #[test]
-fn two_hundred_kills_lose_no_packet_with_vxlan() {
-    sandboxed(|| kills_lose_no_packet("vxlan"));
+fn two_hundred_kills_lose_no_packet_with_vxlan_and_kubernetes() {
+    sandboxed(|| kills_lose_no_packet("vxlan", Store::Kube));
 }
 
 #[test]
 fn two_hundred_kills_lose_no_packet_with_host_gw() {
-    sandboxed(|| kills_lose_no_packet("host-gw"));
+    sandboxed(|| kills_lose_no_packet("host-gw", Store::any()));
 }
 
-fn kills_lose_no_packet(backend: &str) {
-    let (mut cluster, [from, to]) = cluster_over(backend);
+fn kills_lose_no_packet(backend: &str, store: Store) {
+    let (mut cluster, [from, to]) = cluster_over(backend, store);
     let flow = Flow::start(from.namespace(), to.namespace(), to.address(), 1000).unwrap();
     let mut lives = Lives::new();
     let (start, mut complete) = (Instant::now(), 0);
@@ -48,7 +48,7 @@ fn kills_lose_no_packet(backend: &str) {
 #[test]
 fn packets_pass_again_after_every_kill_with_udp() {
     sandboxed(|| {
-        let (mut cluster, [from, to]) = cluster_over("udp");
+        let (mut cluster, [from, to]) = cluster_over("udp", Store::any());
         let flow = Flow::start(from.namespace(), to.namespace(), to.address(), 1000).unwrap();
         let mut lives = Lives::new();
         for kill in 0..UDP_KILLS {
@@ -69,8 +69,8 @@ fn packets_pass_again_after_every_kill_with_udp() {
     });
 }
 
-fn cluster_over(backend: &str) -> (Cluster, [Pod; 2]) {
-    let cluster = Cluster::running_with(2, Store::Directory, &network(Stack::Ipv4, backend));
+fn cluster_over(backend: &str, store: Store) -> (Cluster, [Pod; 2]) {
+    let cluster = Cluster::running_with(2, store, &network(Stack::Ipv4, backend));
     let pods = ["a", "b"].into_iter().zip(cluster.nodes());
     let pods: Vec<_> = pods.map(|(name, node)| Pod::attach(node, name)).collect();
     (cluster, pods.try_into().unwrap())

@@ -49,7 +49,7 @@ fn switching_the_engine_without_a_restart_loses_no_packet_of_a_masqueraded_flow(
 }
 
 fn switching_loses_no_packet(switch: fn(&mut Cluster, RuleEngine)) {
-    let mut cluster = Cluster::unconfigured(1, Store::Directory);
+    let mut cluster = Cluster::unconfigured(1, Store::any());
     cluster.store().configure(&RuleEngine::Nftables.network());
     cluster.start_all();
     let (outside, address, pod) = outside(&cluster);
@@ -95,7 +95,7 @@ fn outer_packets_are_not_masqueraded_for_the_mark_of_inner_ones_with_the_older_t
 }
 
 fn outer_packets_are_not_masqueraded(engine: RuleEngine, iptables: &'static str) {
-    let mut cluster = Cluster::unconfigured(2, Store::Directory);
+    let mut cluster = Cluster::unconfigured(2, Store::any());
     cluster.store().configure(&engine.network());
     cluster.nodes().iter().for_each(|node| engine.prepare(node.namespace()));
     // Without any rules of flanneld, kube-proxy's masquerade both.
@@ -206,7 +206,7 @@ fn foreign_rules(node: &Namespace) -> Vec<String> {
 #[test]
 fn forward_policy_of_iptables_is_got_past() {
     sandboxed(|| {
-        let cluster = Cluster::with_rules_in(RuleEngine::IptablesNft, 2, Store::Directory);
+        let cluster = Cluster::with_rules_in(RuleEngine::IptablesNft, 2, Store::any());
         let pods = pod::attach_to_each(cluster.nodes(), 1);
         for node in cluster.nodes() {
             run(node.namespace(), "iptables-nft -P FORWARD DROP");
@@ -288,7 +288,7 @@ fn without_the_table_raw_all_other_rules_are_there_and_come_back() {
 
 /// Does each damage in turn, and expects the rules back. A no-break space stands for a blank.
 fn come_back(engine: RuleEngine, damages: &[&str]) {
-    let mut cluster = Cluster::unconfigured(1, Store::Directory);
+    let mut cluster = Cluster::unconfigured(1, Store::any());
     cluster.store().configure(&engine.network());
     let node = cluster.node(1).namespace().clone();
     engine.prepare(&node);
@@ -310,7 +310,7 @@ fn come_back(engine: RuleEngine, damages: &[&str]) {
 #[test]
 fn what_is_excepted_is_not_masqueraded() {
     sandboxed(|| {
-        let mut cluster = Cluster::new(1, Store::Directory);
+        let mut cluster = Cluster::new(1, Store::any());
         let except = format!("--ip-masq-except={}/32", Underlay::address(200));
         for engine in [RuleEngine::Nftables, RuleEngine::IptablesNft] {
             cluster.store().configure(&engine.network());
@@ -330,7 +330,7 @@ fn what_is_excepted_is_not_masqueraded() {
 #[test]
 fn absent_programs_are_named_and_waited_for_or_done_without() {
     sandboxed(|| {
-        let mut cluster = Cluster::unconfigured(1, Store::Directory);
+        let mut cluster = Cluster::unconfigured(1, Store::any());
         let hidden = ["/usr/sbin/xtables-nft-multi", "/usr/sbin/xtables-legacy-multi"];
         // Shared, so that a flanneld that runs sees them come back.
         mount(&["--bind", "/usr/sbin", "/usr/sbin"]);
@@ -378,7 +378,7 @@ fn absent_programs_are_named_and_waited_for_or_done_without() {
 #[test]
 fn packets_to_a_pod_that_is_not_there_vanish_where_there_is_no_bridge() {
     sandboxed(|| {
-        let mut cluster = Cluster::new(1, Store::Directory);
+        let mut cluster = Cluster::new(1, Store::any());
         let node = cluster.node(1).namespace().clone();
         node.ip("route add blackhole 10.244.77.0/24");
         cluster.start_with(1, &["--ip-blackhole-route"]);

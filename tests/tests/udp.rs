@@ -46,7 +46,7 @@ const GAP_MAX: Duration = Duration::from_secs(10);
 const WAITING_RATE: u32 = 50;
 
 fn cluster(size: u8) -> Cluster {
-    running(Cluster::unconfigured(size, Store::Directory))
+    running(Cluster::unconfigured(size, Store::any()))
 }
 
 fn running(mut cluster: Cluster) -> Cluster {
@@ -59,7 +59,7 @@ fn running(mut cluster: Cluster) -> Cluster {
 
 /// A node that runs flanneld, and one that does not but has a lease.
 fn with_plain_node() -> (Cluster, Node) {
-    let mut cluster = Cluster::unconfigured(2, Store::Directory);
+    let mut cluster = Cluster::unconfigured(2, Store::any());
     cluster.store().configure(NETWORK);
     let plain = cluster.node(2).clone();
     let lease = format!(r#"{{"PublicIP":"{}","PublicIPv6":null}}"#, plain.address());
@@ -98,7 +98,7 @@ fn stream(from: &Pod, to: &Pod) {
 #[test]
 fn pods_reach_each_other_with_large_packets() {
     sandboxed(|| {
-        let cluster = Cluster::unconfigured(2, Store::Directory);
+        let cluster = Cluster::unconfigured(2, Store::any());
         for node in cluster.nodes() {
             cluster.underlay().set_mtu(node.namespace(), 9000);
         }
@@ -121,7 +121,7 @@ fn loss_and_reordering_of_large_packets_are_survived() {
 }
 
 fn streams_pass_bad_links(mtu: u32) {
-    let cluster = Cluster::unconfigured(2, Store::Directory);
+    let cluster = Cluster::unconfigured(2, Store::any());
     let way = Impairment { lose_every: 199, hold_every: 7 };
     let underlay = cluster.underlay();
     let link = |node: &Node| {
@@ -369,7 +369,7 @@ fn a_killed_node_agent_is_back_after_a_short_gap() {
 fn a_restart_under_a_supervisor_loses_nothing() {
     sandboxed(|| {
         let supervisor = Supervisor::listen();
-        let mut cluster = Cluster::unconfigured(2, Store::Directory);
+        let mut cluster = Cluster::unconfigured(2, Store::any());
         cluster.store().configure(NETWORK);
         cluster.start(2);
         let start = |cluster: &Cluster, kept: &[(String, OwnedFd)]| {
@@ -431,6 +431,7 @@ impl Supervisor {
         shell.arg(command.get_program()).args(command.get_args());
         shell.env("NOTIFY_SOCKET", NOTIFY_SOCKET).env("LISTEN_FDNAMES", names.join(":"));
         shell.env("LISTEN_FDS", fds.len().to_string());
+        shell.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
         let pass = move || {
             for (fd, place) in fds.iter().zip(3..) {
                 // SAFETY: dup2 takes two numbers; what was at the second is of no use after exec.

@@ -25,7 +25,7 @@ fn subnet_file_follows_the_mtu_of_the_underlay_without_losing_a_packet_with_host
 }
 
 fn mtu_is_followed(backend: &str, overhead: u32) {
-    let cluster = Cluster::running_with(2, Store::Directory, &network(Stack::Ipv4, backend));
+    let cluster = Cluster::running_with(2, Store::any(), &network(Stack::Ipv4, backend));
     let pods = pod::attach_to_each(cluster.nodes(), 1);
     let (from, to) = (&pods[0], &pods[1]);
     let flow = Flow::start(from.namespace(), to.namespace(), to.address(), 1000).unwrap();
