@@ -1,8 +1,12 @@
 //! The Internet checksum (RFC 1071), which is taken over every byte that is carried.
 
-#![expect(unsafe_code, reason = "a function compiled for a processor that has wider registers")]
+#![cfg_attr(
+    target_arch = "x86_64",
+    expect(unsafe_code, reason = "a function compiled for a processor that has wider registers")
+)]
 
-/// Shorter ones are not worth asking for the processor.
+/// Less than this is not worth asking what processor it is.
+#[cfg(target_arch = "x86_64")]
 const LONG: usize = 256;
 
 /// Returns the sum of all 16-bit words, not folded. A last odd byte counts as the high one.
