@@ -39,8 +39,9 @@ pub(crate) struct Outcome {
     pub(crate) node_failures: Vec<String>,
     /// What failed of those that concern one peer each.
     pub(crate) peer_failures: Vec<String>,
-    /// Rules of ours that could not be removed from where they are not wanted; they do no harm.
-    pub(crate) leftovers: Vec<String>,
+    /// What failed of the rules that pods can do without: old ones that could not be removed, and
+    /// those that only some clusters need.
+    pub(crate) tolerated: Vec<String>,
     /// Whether the kernel does not tell when the rules change.
     pub(crate) rules_unwatched: bool,
 }
@@ -48,8 +49,8 @@ pub(crate) struct Outcome {
 impl Outcome {
     /// Returns everything that failed.
     pub(crate) fn failures(&self) -> impl Iterator<Item = &String> {
-        let Self { node_failures, peer_failures, leftovers, .. } = self;
-        node_failures.iter().chain(peer_failures).chain(leftovers)
+        let Self { node_failures, peer_failures, tolerated, .. } = self;
+        node_failures.iter().chain(peer_failures).chain(tolerated)
     }
 }
 
@@ -146,10 +147,10 @@ fn make_true(
 
 fn make_rules_true(keeper: &mut RuleKeeper, wanted: &Wanted, outcome: &mut Outcome) {
     match keeper.make_true(wanted.engine, &wanted.rules) {
-        Ok(operations) => {
-            let (removed, failures) = keeper.clear_elsewhere(wanted.engine, &wanted.rules);
+        Ok((operations, tolerated)) => {
+            let (removed, left) = keeper.clear_elsewhere(wanted.engine, &wanted.rules);
             outcome.operations += operations + removed;
-            outcome.leftovers.extend(failures.iter().map(|error| chain(error)));
+            outcome.tolerated = tolerated.iter().chain(&left).map(|error| chain(error)).collect();
         }
         Err(error) => outcome.node_failures.push(chain(&error)),
     }

@@ -129,7 +129,8 @@ pub(crate) async fn run(node: Node, mut channels: Channels<'_>) -> io::Result<()
         channels.notifications.restart(reconciler.interest());
         let done = reconciler.pass(&channels.ready, &channels.publish).await;
         retry = if done { RETRY_MIN } else { (retry * 2).min(RETRY_MAX) };
-        let pause = if done { reconciler.check_interval() } else { retry };
+        let check = reconciler.check_interval();
+        let pause = if done { check } else { retry.min(check) };
         let again = Instant::now() + reconciler.departure().map_or(pause, |at| at.min(pause));
         if !reconciler.wait(&mut channels, again).await? {
             return Ok(());
@@ -280,7 +281,7 @@ impl Reconciler {
             let before = std::mem::replace(ready, achieved);
             (before.node, before.peers) != (achieved.node, achieved.peers)
         });
-        achieved.is_complete() && outcome.leftovers.is_empty()
+        achieved.is_complete() && outcome.tolerated.is_empty()
     }
 
     /// Returns what the leases mean for this node, and whether nothing of the backends before is

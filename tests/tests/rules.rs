@@ -2,10 +2,12 @@
 
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests are tests")]
 
+use std::fs;
 use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
 use std::time::Instant;
 
 use flannel_tests::cluster::{Cluster, Store};
+use flannel_tests::daemon::Daemon;
 use flannel_tests::namespace::Namespace;
 use flannel_tests::pod::{self, Pod};
 use flannel_tests::program;
@@ -243,6 +245,45 @@ fn rules_come_back_in_iptables() {
 fn rules_come_back_in_the_older_tables_of_iptables() {
     let damages = ["iptables-legacy -t nat -F", "iptables-legacy -F FORWARD"];
     sandboxed(move || come_back(RuleEngine::IptablesLegacy, &damages));
+}
+
+/// The kernel has no table `raw` for iptables: what needs it is left out, and told.
+#[test]
+fn without_the_table_raw_all_other_rules_are_there_and_come_back() {
+    sandboxed(|| {
+        let cluster = Cluster::new(1, Store::Directory);
+        let node = cluster.node(1).namespace().clone();
+        let legacy = RuleEngine::IptablesLegacy;
+        legacy.prepare(&node);
+        let restore = "#!/bin/sh\ninput=$(cat)\ncase \"$input\" in *'*raw'*)\n\
+            echo \"can't initialize iptables table 'raw'\" >&2; exit 3;;\nesac\n\
+            echo \"$input\" | exec /usr/sbin/iptables-legacy-restore \"$@\"\n";
+        fs::create_dir("/run/programs").unwrap();
+        fs::write("/run/programs/iptables-legacy-restore", restore).unwrap();
+        run(&node, "chmod +x /run/programs/iptables-legacy-restore");
+        let path = format!("/run/programs:{}", std::env::var("PATH").unwrap());
+        let mut command = cluster.flanneld_command(1);
+        let command = command.arg("--iptables-resync=1").env("PATH", path);
+        let flanneld = Daemon::start("flanneld", command);
+        wait::until("the node is ready, with all rules but one", || {
+            let rules = legacy.listing(&node);
+            let is_ready = cluster.node(1).subnet_file().is_some();
+            let are_there = ["FLANNEL-FWD", "FLANNEL-POSTRTG"].map(|chain| rules.contains(chain));
+            if is_ready && are_there == [true; 2] { Ok(()) } else { Err(flanneld.log()) }
+        });
+        let rules = legacy.listing(&node);
+        assert!(!rules.contains("FLANNEL-OUTPUT"), "{rules}");
+        run(&node, "iptables-legacy -t nat -F");
+        wait::until("the rules are back", || {
+            let now = legacy.listing(&node);
+            if now == rules { Ok(()) } else { Err(now) }
+        });
+        let log = flanneld.log();
+        let told = "keep the mark of kube-proxy and may be masqueraded, too: \
+            /run/programs/iptables-legacy-restore ended with exit status: 3: can't initialize \
+            iptables table 'raw'";
+        assert_eq!(log.matches(told).count(), 1, "{log}");
+    });
 }
 
 /// Does each damage in turn, and expects the rules back. A no-break space stands for a blank.

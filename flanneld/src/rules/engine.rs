@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::Path;
 
-use fabric::packet_filter::iptables::{self, IpVersion, Iptables, Variant};
+use fabric::packet_filter::iptables::{self, IpVersion, Iptables, Table, TableName, Variant};
 use fabric::packet_filter::nft::Nft;
 use fabric::packet_filter::{self, PacketFilter};
 use tracing::{debug, info, warn};
@@ -101,6 +101,9 @@ pub(crate) enum RuleError {
          the package iptables, or set EnableNFTables to true"
     )]
     NoPrograms(&'static str),
+    /// The kernel may have no table `raw` for iptables. Pods can do without.
+    #[error("packets around those of pods keep the mark of kube-proxy and may be masqueraded, too")]
+    MarkStays(#[source] iptables::Error),
 }
 
 /// Keeps the rules of the node in one engine, and out of the others.
@@ -113,7 +116,8 @@ pub(crate) struct RuleKeeper {
 }
 
 impl RuleKeeper {
-    /// Makes the rules true, and returns how many operations that took.
+    /// Makes the rules true. Returns how many operations that took, and what failed of those that
+    /// pods can do without.
     ///
     /// # Errors
     /// Says what is not as it shall be.
@@ -121,9 +125,9 @@ impl RuleKeeper {
         &mut self,
         engine: Engine,
         rules: &NodeRules,
-    ) -> Result<usize, RuleError> {
+    ) -> Result<(usize, Vec<RuleError>), RuleError> {
         match engine {
-            Engine::Nftables => ensure_nftables(rules),
+            Engine::Nftables => ensure_nftables(rules).map(|operations| (operations, Vec::new())),
             Engine::Iptables => self.ensure_iptables(rules),
         }
     }
@@ -147,7 +151,7 @@ impl RuleKeeper {
         }
         let mut results: Vec<_> = match self.variant() {
             Ok(variant) => elsewhere(engine, variant, rules)
-                .map(|iptables| ensure(&iptables, &FamilyRules::default()))
+                .map(|iptables| ensure(&iptables, &tables(&FamilyRules::default())))
                 .collect(),
             Err(error) => vec![Err(error)],
         };
@@ -165,15 +169,25 @@ impl RuleKeeper {
         (removed.into_iter().flatten().sum(), failures)
     }
 
-    fn ensure_iptables(&mut self, rules: &NodeRules) -> Result<usize, RuleError> {
+    fn ensure_iptables(&mut self, rules: &NodeRules) -> Result<(usize, Vec<RuleError>), RuleError> {
         let variant = self.variant()?;
-        let mut operations = 0;
+        let (mut operations, mut tolerated) = (0, Vec::new());
         for (family, rules) in rules.iter() {
             let iptables = find(family, variant)
                 .ok_or_else(|| RuleError::NoPrograms(version(family).program()))?;
-            operations += ensure(&iptables, rules)?;
+            let mut tables = tables(rules);
+            operations += match ensure(&iptables, &tables) {
+                Err(RuleError::Iptables(refused @ iptables::Error::Refused { .. })) => {
+                    // Whose fault it is, the others tell by themselves.
+                    tables.retain(|table| table.name != TableName::Raw);
+                    let operations = ensure(&iptables, &tables)?;
+                    tolerated.push(RuleError::MarkStays(refused));
+                    operations
+                }
+                ensured => ensured?,
+            };
         }
-        Ok(operations)
+        Ok((operations, tolerated))
     }
 
     /// Decided once: from then on our own rules would have a say in it.
@@ -269,8 +283,8 @@ fn ensure_nftables(rules: &NodeRules) -> Result<usize, RuleError> {
     Ok(change.operations.len())
 }
 
-fn ensure(iptables: &Iptables, rules: &FamilyRules) -> Result<usize, RuleError> {
-    let change = iptables.ensure(&tables(rules))?;
+fn ensure(iptables: &Iptables, tables: &[Table]) -> Result<usize, RuleError> {
+    let change = iptables.ensure(tables)?;
     let commands = change.commands();
     Ok(commands.map(|command| debug!("{} {command}", iptables.version().program())).count())
 }

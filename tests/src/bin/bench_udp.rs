@@ -40,6 +40,8 @@ const WINDOW: u64 = 200;
 const TRAIN: usize = 40;
 /// Datagrams that the kernel has put together are no longer.
 const TRAIN_MAX: usize = 65_536;
+/// Room for many windows of datagrams in the receiver's socket, in bytes.
+const RECEIVE_BUFFER: usize = 4 << 20;
 /// So often is flanneld killed.
 const KILLS: u32 = 11;
 /// Datagrams a second while it is.
@@ -326,6 +328,8 @@ fn datagrams(
     let socket = to.inside(move || UdpSocket::bind((address, 0))).expect("a port is free");
     socket.set_read_timeout(Some(Duration::from_millis(200))).expect("not zero");
     setsockopt(&socket, sockopt::UdpGroSegment, &(train > 1)).expect("Linux 5.0 or newer");
+    // By default it may have less room than the window: what counts is what the way loses.
+    setsockopt(&socket, sockopt::RcvBuf, &RECEIVE_BUFFER).expect("as much as there may be");
     let port = socket.local_addr().expect("it is bound").port();
     let received = Arc::new(AtomicU64::new(0));
     // The number of the datagram that arrived last.
