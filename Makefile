@@ -49,7 +49,7 @@ image: build ## Build the container image into target/dist/flannel.tar, with pod
 	@ls -l $(DIST)/flannel.tar
 
 # What depends on how a processor holds numbers, and on no kernel.
-AARCH64_TESTS := backend::udp::merge backend::udp::packet backend::udp::peers backend::udp::icmp lease::flannel
+AARCH64_TESTS := backend::udp::merge backend::udp::packet backend::udp::checksum backend::udp::peers backend::udp::icmp lease::flannel
 AARCH64 := aarch64-unknown-linux-gnu
 AARCH64_CC := CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc CC_aarch64_unknown_linux_gnu=aarch64-linux-gnu-gcc
 

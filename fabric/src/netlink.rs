@@ -3,16 +3,21 @@
 //! Everything is synchronous: requests to the kernel take microseconds, and one socket belongs to
 //! one thread. A socket stays in the network namespace in which it was opened.
 
+mod addresses;
 mod apply;
 mod bridge;
 mod interfaces;
 mod joined;
 mod link_up;
+mod links;
 mod monitor;
+mod neighbours;
 mod observe;
 mod parameters;
 mod peers;
+mod routes;
 mod rows;
+mod scope;
 mod settled;
 mod shaping;
 mod socket;
@@ -23,8 +28,9 @@ pub use interfaces::{
     DefaultRoute, Interface, InterfaceAddress, Inventory, Way, aliases, route_to,
 };
 pub use link_up::wait_until_up;
-pub use observe::{Adopted, Routes, Scope, observe};
+pub use observe::observe;
 pub use peers::{link_of_index, peer_of};
+pub use scope::{Adopted, Routes, Scope};
 pub use settled::{AddressMonitor, Settled};
 pub use socket::{NetlinkError, Refusal, Socket};
 

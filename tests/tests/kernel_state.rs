@@ -310,8 +310,7 @@ fn options_of_the_backend_reach_the_device_and_the_lease() {
         let mut cluster = Cluster::unconfigured(1, Store::any());
         let options = include_str!("../../config/net-conf-vxlan-options.json");
         cluster.store().configure(options);
-        cluster.start(1);
-        cluster.wait_until_ready(1);
+        cluster.start_all();
         let node = cluster.node(1);
         let link = node.ip("-d link show flannel.4096");
         assert!(link.contains(" mtu 1350 "), "{link}");

@@ -51,9 +51,7 @@ fn cluster(size: u8) -> Cluster {
 
 fn running(mut cluster: Cluster) -> Cluster {
     cluster.store().configure(NETWORK);
-    let numbers: Vec<_> = cluster.nodes().iter().map(Node::number).collect();
-    numbers.iter().for_each(|number| cluster.start(*number));
-    numbers.iter().for_each(|number| cluster.wait_until_ready(*number));
+    cluster.start_all();
     cluster
 }
 

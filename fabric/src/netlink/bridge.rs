@@ -11,7 +11,7 @@ use netlink_packet_route::link::{
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::observe::name;
+use super::links::name;
 use super::socket::{NetlinkError, Request, Socket};
 use crate::link_name::LinkName;
 use crate::netstate::PortVlan;

@@ -13,7 +13,9 @@ use netlink_packet_route::route::{
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::observe::{ip, local_address, name};
+use super::addresses::local_address;
+use super::links::name;
+use super::routes::ip;
 use super::socket::{NetlinkError, Socket, row};
 use crate::link_name::LinkName;
 use crate::netstate::{ROUTE_PROTOCOL, RouteKey};

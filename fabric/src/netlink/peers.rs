@@ -2,7 +2,7 @@
 
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
 
-use super::observe::name;
+use super::links::name;
 use super::socket::{NetlinkError, Socket};
 use crate::link_name::LinkName;
 

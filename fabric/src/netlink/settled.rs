@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::AddressHeaderFlags;
 
+use super::addresses::{addresses_on, local_address};
 use super::monitor::Monitor;
-use super::observe::{addresses_on, local_address};
 use super::socket::{NetlinkError, Socket};
 use crate::link_name::LinkName;
 

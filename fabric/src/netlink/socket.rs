@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkBuffer, NetlinkHeader,
-    NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REPLACE, NLM_F_REQUEST,
+    NetlinkBuffer, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
-use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 
 use crate::link_name::LinkName;
@@ -268,6 +269,19 @@ fn message(payload: RouteNetlinkMessage, flags: u16) -> NetlinkMessage<RouteNetl
     let mut header = NetlinkHeader::default();
     header.flags = NLM_F_REQUEST | flags;
     NetlinkMessage::new(header, NetlinkPayload::InnerMessage(payload))
+}
+
+/// Returns the request for an object, whether there is one already or not.
+pub(super) const fn replace(message: RouteNetlinkMessage) -> Request {
+    Request { message, flags: NLM_F_CREATE | NLM_F_REPLACE }
+}
+
+/// Returns the family of an address.
+pub(super) const fn family(ip: IpAddr) -> AddressFamily {
+    match ip {
+        IpAddr::V4(_) => AddressFamily::Inet,
+        IpAddr::V6(_) => AddressFamily::Inet6,
+    }
 }
 
 fn split(mut bytes: &[u8]) -> io::Result<Vec<&[u8]>> {

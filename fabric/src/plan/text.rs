@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use super::{LinkChange, Op, Plan, underlay};
+use super::links::underlay;
+use super::{LinkChange, Op, Plan};
 use crate::netstate::{Address, Link, LinkKind, ROUTE_PROTOCOL, Route, RouteKey, Vxlan};
 
 impl fmt::Display for Plan {

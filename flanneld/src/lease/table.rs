@@ -64,11 +64,12 @@ impl LeaseTable {
     }
 
     fn replace(&mut self, listed: Vec<Listed>, now: Time) -> bool {
-        let mut leases = BTreeMap::new();
-        for Listed { key, attributes } in listed {
+        let known = |Listed { key, attributes }: Listed| {
             let attributes = attributes.or_else(|| Some(self.leases.get(&key)?.attributes.clone()));
-            leases.extend(attributes.map(|attributes| (key, self.known(key, attributes))));
-        }
+            Some((key, self.known(key, attributes?)))
+        };
+        // A map that is collected leaves no room open in its nodes.
+        let leases: BTreeMap<_, _> = listed.into_iter().filter_map(known).collect();
         let changed = self.leases != leases;
         let before = std::mem::replace(&mut self.leases, leases);
         let missing = before.into_iter().filter(|(key, _)| !self.leases.contains_key(key));

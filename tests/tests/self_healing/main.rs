@@ -61,6 +61,11 @@ fn heals(backend: &str, store: Store, stack: Stack, engine: RuleEngine, faults: 
     let place = Place { node: cluster.node(1), device: device(backend, ipv6), ipv6 };
     let to = pods[1].addresses().find(|ip| ip.is_ipv6() == ipv6).unwrap();
     let before = wait::until("all addresses are settled", || snapshot::of(place.node));
+    // A node looks for a pod of IPv6 from the bridge's own address, which is first found to be unique
+    // (RFC 4862, section 5.4): what is sent to the pod within these two seconds is lost, fault or not.
+    let first = Flow::start(pods[0].namespace(), pods[1].namespace(), to, 100).unwrap();
+    wait::until_true("the pods reach each other", || first.received() > 0);
+    first.finish().unwrap();
     for fault in faults {
         let (time, report) = heal(&place, &pods, to, &before, fault);
         println!(

@@ -31,6 +31,9 @@ const PROBE_AFTER: Duration = Duration::from_secs(10);
 const PROBE_INTERVAL: Duration = Duration::from_secs(3);
 const PROBES: u32 = 3;
 
+/// What is read at once, and kept between answers.
+const BUFFER: usize = 64 << 10;
+
 pub(super) type Sender = SendRequest<Full<Bytes>>;
 
 /// Why there is no connection.
@@ -76,7 +79,8 @@ async fn converse<S>(stream: S) -> Result<Sender, ConnectError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    let mut http = http1::Builder::new();
+    let (sender, connection) = http.max_buf_size(BUFFER).handshake(TokioIo::new(stream)).await?;
     // It ends with its sender; how, the sender is told.
     tokio::spawn(connection);
     Ok(sender)

@@ -217,12 +217,13 @@ impl KubeStore {
         let _ending = updates.send(snapshot).await;
     }
 
-    /// Writes what is known of the cluster, whenever that is another thing.
+    /// Writes what is known of the cluster, whenever that is another thing, but not before the kernel
+    /// has it: in a large cluster it takes some milliseconds, in which nothing else is done.
     pub(super) async fn remember(&self) {
         loop {
             self.dirty.notified().await;
-            self.write_down();
             sleep(REMEMBER).await;
+            self.write_down();
         }
     }
 
@@ -239,4 +240,69 @@ impl KubeStore {
 struct Changed {
     version: String,
     updates: Vec<LeaseUpdate>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::KubeOptions;
+    use crate::store::kube::Annotations;
+
+    fn store() -> KubeStore {
+        let options = KubeOptions {
+            api_url: Some("http://198.51.100.250:8080".to_owned()),
+            kubeconfig: None,
+            annotations: Annotations::with_prefix("flannel.alpha.coreos.com").unwrap(),
+            net_config: "/nowhere".into(),
+            sets_condition: true,
+            subnet_file: "/nowhere/subnet.env".into(),
+        };
+        let environment = |name: &str| (name == "NODE_NAME").then(|| "n1".to_owned());
+        KubeStore::open(options, environment).unwrap()
+    }
+
+    /// A node that takes part with its third byte as the last one of its address.
+    fn node(version: u32, third: u8) -> String {
+        let prefix = "flannel.alpha.coreos.com";
+        format!(
+            r#"{{"metadata":{{"name":"n{third}","resourceVersion":"{version}","annotations":{{
+                "{prefix}/kube-subnet-manager":"true","{prefix}/backend-type":"host-gw",
+                "{prefix}/backend-data":"null","{prefix}/public-ip":"198.51.100.{third}"}}}},
+                "spec":{{"podCIDR":"10.244.{third}.0/24"}}}}"#
+        )
+    }
+
+    #[test]
+    fn every_event_says_where_to_go_on_and_bookmarks_say_nothing_else() {
+        let store = store();
+        let bookmark = r#"{"kind":"Node","metadata":{"resourceVersion":"70","name":""}}"#;
+        for (kind, object, version, updates) in [
+            ("ADDED", &*node(5, 7), "5", 1),
+            ("MODIFIED", &node(6, 7), "6", 0),
+            ("BOOKMARK", bookmark, "70", 0),
+            ("DELETED", &node(71, 7), "71", 1),
+            ("DELETED", &node(72, 7), "72", 0),
+        ] {
+            let line = format!(r#"{{"type":"{kind}","object":{object}}}"#);
+            let changed = store.event(line.as_bytes()).unwrap().expect("it is known");
+            assert_eq!((changed.version.as_str(), changed.updates.len()), (version, updates));
+        }
+        let unknown = store.event(br#"{"type":"SOMETHING","object":{"metadata":{}}}"#);
+        assert!(unknown.unwrap().is_none());
+    }
+
+    #[test]
+    fn a_version_that_is_too_old_is_told_from_other_errors() {
+        let store = store();
+        for (code, is_gone) in [(410, true), (500, false), (7, false)] {
+            let status = format!(r#"{{"kind":"Status","message":"too old","code":{code}}}"#);
+            let line = format!(r#"{{"type":"ERROR","object":{status}}}"#);
+            let error = store.event(line.as_bytes()).err().expect("it is an error");
+            assert_eq!(error.is(StatusCode::GONE), is_gone, "{error}");
+        }
+        for line in ["", "{}", r#"{"type":"ADDED","object":7}"#, r#"{"type":"ADDED","object":{}}"#]
+        {
+            assert!(store.event(line.as_bytes()).is_err(), "{line}");
+        }
+    }
 }
