@@ -262,11 +262,17 @@ fn host(attachment: &Attachment, netns: &Path, bridge: &Bridge, ips: &[Ip]) -> N
         add_vlan_gateway(&mut state, bridge, vid, ips);
     }
     for ip in gateways {
-        state.addresses.insert(Address { link: gateway_link(bridge), ip });
+        let link = gateway_link(bridge);
+        state.addresses.insert(Address { link, ip });
         let forwarding = match ip {
             IpNetwork::V4(_) => Sysctl::ipv4_forwarding(),
             IpNetwork::V6(_) => Sysctl::ipv6_forwarding(),
         };
+        if ip.is_ipv6() && !bridge.probed {
+            // The node asks for its pods from its link-local address, which comes from that of the
+            // gateway; before that is known to be nobody else's, the first pod would not be reached.
+            state.sysctls.insert(Sysctl::ipv6(link, "accept_dad"), "0".to_owned());
+        }
         state.sysctls.insert(forwarding, "1".to_owned());
     }
     if bridge.ports.leads_loopback() && ips.iter().any(|ip| ip.address.is_ipv4()) {

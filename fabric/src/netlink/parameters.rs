@@ -29,6 +29,7 @@ fn parameter(key: &Sysctl) -> Option<Parameter> {
     Some(match (family, name) {
         ("ipv4", "arp_notify") => Parameter::V4(|conf| &mut conf.arp_notify),
         ("ipv4", "route_localnet") => Parameter::V4(|conf| &mut conf.route_localnet),
+        ("ipv6", "accept_dad") => Parameter::V6(|conf| conf.accept_dad),
         ("ipv6", "accept_ra") => Parameter::V6(|conf| conf.accept_ra),
         ("ipv6", "disable_ipv6") => Parameter::V6(|conf| conf.disable_ipv6),
         ("ipv6", "keep_addr_on_down") => Parameter::V6(|conf| conf.keep_addr_on_down),

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::thread;
 
 use flannel_tests::sandbox::sandboxed;
+use flannel_tests::wait;
 use serde_json::{Value, json};
 
 use super::*;
@@ -81,6 +82,22 @@ fn only_a_pod_with_ipv6_addresses_speaks_ipv6() {
             let port = port.split([':', '@']).nth(1).unwrap().trim();
             assert_eq!(sh(&format!("ip -6 address show dev {port}")), "", "{port} is a port");
         }
+    });
+}
+
+#[test]
+fn a_nodes_first_pod_with_ipv6_is_reached_at_once() {
+    sandboxed(|| {
+        node();
+        let ipv6 = "FLANNEL_IPV6_NETWORK=fd00::/48\nFLANNEL_IPV6_SUBNET=fd00::1/64\n";
+        write_subnet_file(&format!("{SUBNET_FILE}{ipv6}"));
+        let one = Container::new("one");
+        one.add(&stock()).unwrap();
+        let addresses = wait::until("the bridge has a link-local address", || {
+            let addresses = sh("ip -6 address show dev cni0");
+            if addresses.contains("inet6 fe80::") { Ok(addresses) } else { Err(addresses) }
+        });
+        assert!(!addresses.contains("tentative"), "neighbours are asked for from it: {addresses}");
     });
 }
 
