@@ -16,8 +16,10 @@ use flannel_tests::sandbox::sandboxed;
 use flannel_tests::traffic::{Flow, FlowReport, ping};
 use flannel_tests::{snapshot, wait};
 
-/// A second is promised; a machine that runs other tests at the same time takes longer, also for the
-/// dozen programs that tell what is there.
+/// What is promised. A machine that runs other tests at the same time takes longer now and then, so
+/// that the median counts.
+const HEALING_TIME: Duration = Duration::from_secs(1);
+/// For a single fault, also for the dozen programs that tell what is there.
 const HEALING_TIME_MAX: Duration = Duration::from_secs(15);
 
 #[test]
@@ -66,6 +68,7 @@ fn heals(backend: &str, store: Store, stack: Stack, engine: RuleEngine, faults: 
     let first = Flow::start(pods[0].namespace(), pods[1].namespace(), to, 100).unwrap();
     wait::until_true("the pods reach each other", || first.received() > 0);
     first.finish().unwrap();
+    let mut times = Vec::new();
     for fault in faults {
         let (time, report) = heal(&place, &pods, to, &before, fault);
         println!(
@@ -75,10 +78,13 @@ fn heals(backend: &str, store: Store, stack: Stack, engine: RuleEngine, faults: 
             report.sent
         );
         assert!(time < HEALING_TIME_MAX, "{}: healed in {time:?}", fault.name);
+        times.push(time);
         if fault.traffic == Traffic::Survives {
             assert_eq!(report.lost(), 0, "{}: {report}", fault.name);
         }
     }
+    times.sort();
+    assert!(times[times.len() / 2] < HEALING_TIME, "{times:?}");
     for (from, to) in pod::pairs(&pods) {
         for ip in to.addresses() {
             ping(from.namespace(), ip).unwrap();
