@@ -269,9 +269,11 @@ impl Reconciler {
             });
         }
         // What could not be made true is tried again in time, and not at every look.
-        let file = written.then(|| self.node.subnet_file.clone());
-        let expected = if written { Expected { sysctls, file } } else { Expected::default() };
-        self.node.glances.expect(expected);
+        self.node.glances.expect(if written {
+            Expected { sysctls, file: Some(self.node.subnet_file.clone()) }
+        } else {
+            Expected::default()
+        });
         let achieved =
             Readiness { node: written, peers: outcome.peer_failures.is_empty(), busy_since: None };
         if retired && achieved.is_complete() {
