@@ -46,10 +46,10 @@ fn half_open_connection_is_noticed_and_another_member_asked() {
         // The connection stays open, and nothing comes any more.
         partition::cut(etcd.host(0), Direction::Both);
         let start = Instant::now();
-        put("subnets/10.244.77.0-24", PEER);
+        put("subnets/10.244.177.0-24", PEER);
         wait::until("the node has heard of the new peer", || {
             let routes = node.ip("route show dev flannel.1");
-            if routes.contains("10.244.77.0/24") { Ok(()) } else { Err(flanneld.log()) }
+            if routes.contains("10.244.177.0/24") { Ok(()) } else { Err(flanneld.log()) }
         });
         let time = start.elapsed();
         println!("noticed after {time:.1?}");

@@ -380,7 +380,7 @@ fn packets_to_a_pod_that_is_not_there_vanish_where_there_is_no_bridge() {
     sandboxed(|| {
         let mut cluster = Cluster::new(1, Store::any());
         let node = cluster.node(1).namespace().clone();
-        node.ip("route add blackhole 10.244.77.0/24");
+        node.ip("route add blackhole 10.244.177.0/24");
         cluster.start_with(1, &["--ip-blackhole-route"]);
         cluster.wait_until_ready(1);
         let subnet = cluster.node(1).subnet_file_value("FLANNEL_SUBNET").unwrap();
@@ -399,7 +399,7 @@ fn packets_to_a_pod_that_is_not_there_vanish_where_there_is_no_bridge() {
         cluster.stop(1);
         cluster.start(1);
         cluster.wait_until_ready(1);
-        assert_eq!(node.ip("route show type blackhole").trim(), "blackhole 10.244.77.0/24");
+        assert_eq!(node.ip("route show type blackhole").trim(), "blackhole 10.244.177.0/24");
     });
 }
 
