@@ -6,6 +6,7 @@ use crate::bad_link::BadLink;
 use crate::device::{self, Layer};
 use crate::impairment::Impairment;
 use crate::namespace::Namespace;
+use crate::wait;
 
 /// The bridge that joins hosts; its own addresses are their default gateways.
 #[derive(Debug)]
@@ -43,7 +44,7 @@ impl Underlay {
     pub fn host(&self, name: &str, number: u8) -> Namespace {
         let host = Namespace::create(name);
         self.plug(name, "eth0", name);
-        Self::configure(&host, number);
+        self.configure(&host, number);
         host
     }
 
@@ -60,17 +61,19 @@ impl Underlay {
             self.bridge.inside(move || device::open(&port, Layer::Ethernet)),
         ];
         self.bridge.ip(&format!("link set {} master br0 up", host.name()));
-        Self::configure(host, number);
+        self.configure(host, number);
         BadLink::between(ends.map(|end| end.expect("there is /dev/net/tun")), way)
     }
 
-    fn configure(host: &Namespace, number: u8) {
+    fn configure(&self, host: &Namespace, number: u8) {
         let address = Self::address(number);
         host.ip(&format!("address add {address}/24 dev eth0"));
         host.ip(&format!("address add {}/64 dev eth0 nodad", Self::address6(number)));
         host.ip("link set eth0 up");
         host.ip(&format!("route add default via {GATEWAY}"));
         host.ip(&format!("route add default via {GATEWAY6}"));
+        wait_until_operational(host, "eth0");
+        wait_until_operational(&self.bridge, host.name());
     }
 
     /// Gives a network namespace, by its name or the process in it, a link to the bridge, whose end
@@ -96,4 +99,14 @@ impl Underlay {
     pub fn reconnect(&self, host: &Namespace) {
         self.bridge.ip(&format!("link set {} master br0", host.name()));
     }
+}
+
+/// Waits until the kernel has noted that a link carries packets, which it does a moment after the link
+/// is up (`net/core/link_watch.c`): a bridge drops them before.
+fn wait_until_operational(namespace: &Namespace, link: &str) {
+    wait::until(&format!("{link} carries packets"), || {
+        let text = namespace.ip(&format!("-brief link show {link}"));
+        // UNKNOWN is that of devices that never tell.
+        if text.contains(" UP ") || text.contains(" UNKNOWN ") { Ok(()) } else { Err(text) }
+    });
 }
