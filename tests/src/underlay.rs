@@ -6,7 +6,6 @@ use crate::bad_link::BadLink;
 use crate::device::{self, Layer};
 use crate::impairment::Impairment;
 use crate::namespace::Namespace;
-use crate::wait;
 
 /// The bridge that joins hosts; its own addresses are their default gateways.
 #[derive(Debug)]
@@ -72,8 +71,8 @@ impl Underlay {
         host.ip("link set eth0 up");
         host.ip(&format!("route add default via {GATEWAY}"));
         host.ip(&format!("route add default via {GATEWAY6}"));
-        wait_until_operational(host, "eth0");
-        wait_until_operational(&self.bridge, host.name());
+        host.wait_until_operational("eth0");
+        self.bridge.wait_until_operational(host.name());
     }
 
     /// Gives a network namespace, by its name or the process in it, a link to the bridge, whose end
@@ -99,14 +98,4 @@ impl Underlay {
     pub fn reconnect(&self, host: &Namespace) {
         self.bridge.ip(&format!("link set {} master br0", host.name()));
     }
-}
-
-/// Waits until the kernel has noted that a link carries packets, which it does a moment after the link
-/// is up (`net/core/link_watch.c`): a bridge drops them before.
-fn wait_until_operational(namespace: &Namespace, link: &str) {
-    wait::until(&format!("{link} carries packets"), || {
-        let text = namespace.ip(&format!("-brief link show {link}"));
-        // UNKNOWN is that of devices that never tell.
-        if text.contains(" UP ") || text.contains(" UNKNOWN ") { Ok(()) } else { Err(text) }
-    });
 }

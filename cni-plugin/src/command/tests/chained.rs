@@ -1,5 +1,6 @@
 //! The plugins `firewall` and `tuning` behind the one that attached a pod.
 
+use flannel_tests::namespace::Namespace;
 use flannel_tests::sandbox::sandboxed;
 use serde_json::{Value, json};
 
@@ -43,6 +44,7 @@ fn world(pod: &Container) {
     ] {
         sh(command);
     }
+    Namespace::existing("world").wait_until_operational("world");
     pod.sh("ip route replace default via 10.1.2.1");
 }
 

@@ -47,6 +47,7 @@ fn client() -> Namespace {
     client.ip("address add 192.168.9.2/24 dev eth0");
     client.ip("link set eth0 up");
     client.ip("route add default via 192.168.9.1");
+    client.wait_until_operational("eth0");
     client
 }
 
