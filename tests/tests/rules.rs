@@ -17,9 +17,14 @@ use flannel_tests::traffic::{Flow, ping, source_seen_by};
 use flannel_tests::underlay::Underlay;
 use flannel_tests::wait;
 
+/// Runs a command of blanks and words; a no-break space stands for a blank.
 fn run(node: &Namespace, command: &str) -> String {
     let (program, arguments) = command.split_once(' ').expect("a program and its arguments");
-    program::run(node.command(program).args(arguments.split(' ')))
+    let changes_tables = program.starts_with("iptables-") && !program.ends_with("-save");
+    let arguments = arguments.split(' ').map(|word| word.replace('\u{a0}', " "));
+    // flanneld may have the lock of the older tables.
+    let wait = changes_tables.then(|| "--wait".to_owned());
+    program::run(node.command(program).args(wait).args(arguments))
 }
 
 /// A host that is no node, and a pod of the first node that speaks to it through masquerading.
@@ -286,7 +291,7 @@ fn without_the_table_raw_all_other_rules_are_there_and_come_back() {
     });
 }
 
-/// Does each damage in turn, and expects the rules back. A no-break space stands for a blank.
+/// Does each damage in turn, and expects the rules back.
 fn come_back(engine: RuleEngine, damages: &[&str]) {
     let mut cluster = Cluster::unconfigured(1, Store::any());
     cluster.store().configure(&engine.network());
@@ -296,8 +301,7 @@ fn come_back(engine: RuleEngine, damages: &[&str]) {
     cluster.wait_until_ready(1);
     let before = engine.listing(&node);
     for damage in damages {
-        let words: Vec<_> = damage.split(' ').map(|word| word.replace('\u{a0}', " ")).collect();
-        program::run(node.command(&words[0]).args(&words[1..]));
+        run(&node, damage);
         let start = Instant::now();
         wait::until("the rules are back", || {
             let now = engine.listing(&node);
