@@ -28,6 +28,7 @@ use self::real::Real;
 use self::rules::Rules;
 use crate::namespace::Namespace;
 use crate::underlay::Underlay;
+use crate::wait;
 
 /// The host's number on the underlay.
 const HOST: u8 = 250;
@@ -76,6 +77,8 @@ struct State {
     rules: Rules,
     tls: Option<Arc<rustls::ServerConfig>>,
     bookmark_every: Duration,
+    /// The newest revision that a bookmark told.
+    bookmarked: u64,
     /// Counts outages, so that watches notice them.
     epoch: u64,
     up: bool,
@@ -277,6 +280,19 @@ impl KubeApi {
         self.change(|state| state.objects.compact());
     }
 
+    /// Lets so much else happen that of the past nothing is known but what a bookmark told; for one
+    /// watch. A real server takes hours for that, and stays as it is.
+    pub fn outlive_history(&self) {
+        if self.server.real.is_some() {
+            return;
+        }
+        self.change(|state| state.objects.pass_by());
+        let revision = self.server.lock().objects.revision();
+        let bookmarked = || self.server.lock().bookmarked;
+        wait::until_true("a bookmark tells of it", || bookmarked() >= revision);
+        self.change(|state| state.objects.forget(state.bookmarked));
+    }
+
     /// Ends all connections; they can be made again.
     pub fn drop_connections(&self) {
         self.change(|state| {
@@ -308,7 +324,7 @@ impl KubeApi {
         real.ask(method, path, body, &[]).1
     }
 
-    /// Returns all requests since the last time, as `GET /api/v1/nodes`.
+    /// Returns all requests since the last time, as `GET /api/v1/nodes` or `WATCH /api/v1/nodes`.
     pub fn requests(&self) -> Vec<String> {
         std::mem::take(&mut self.server.lock().requests)
     }

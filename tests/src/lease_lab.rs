@@ -291,10 +291,12 @@ impl LeaseLab {
         let snapshot = Path::new("/run/snapshot");
         self.calm();
         self.etcd.wait_until_healthy();
-        // Being there would be an error for etcdctl.
-        let _none = fs::remove_file(snapshot);
-        let saved = self.etcd.etcdctl(0, &["snapshot", "save", &snapshot.to_string_lossy()]);
-        assert!(saved.is_some(), "the snapshot is saved");
+        wait::until("the snapshot is saved", || {
+            // Being there would be an error for etcdctl.
+            let _none = fs::remove_file(snapshot);
+            let saved = self.etcd.etcdctl(0, &["snapshot", "save", &snapshot.to_string_lossy()]);
+            saved.ok_or_else(|| "etcd refuses".to_owned())
+        });
         for agent in 0..5 {
             self.delete_a_lease(agent * 7);
             self.hold(Duration::from_millis(300));

@@ -10,7 +10,7 @@ use std::thread::{self, JoinHandle};
 
 use nix::sched::{CloneFlags, setns};
 
-use crate::program;
+use crate::{program, wait};
 
 /// A named network namespace; it stays until it is deleted or the sandbox ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,6 +81,24 @@ impl Namespace {
     pub fn bridge(&self, arguments: &str) -> String {
         let mut bridge = program::installed("bridge");
         program::run(bridge.args(["-n", &self.name]).args(arguments.split_whitespace()))
+    }
+
+    /// Waits until the kernel has noted that a link carries packets, which it does a moment after the
+    /// link is up (`net/core/link_watch.c`): until then some are dropped.
+    ///
+    /// # Panics
+    /// If it does not.
+    #[track_caller]
+    pub fn wait_until_operational(&self, link: &str) {
+        wait::until(&format!("{link} in {} carries packets", self.name), || {
+            let text = self.ip(&format!("-brief link show {link}"));
+            // UNKNOWN is the state of devices that never tell.
+            if [" UP ", " UNKNOWN "].iter().any(|state| text.contains(state)) {
+                Ok(())
+            } else {
+                Err(text)
+            }
+        });
     }
 
     /// A command for an installed program that will run in this namespace.

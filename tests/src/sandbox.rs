@@ -35,7 +35,7 @@ const OUTSIDE_USER: &str = "FLANNEL_SANDBOX_OUTSIDE_USER";
 const REAL_USERS: &str = "FLANNEL_SANDBOX_REAL_USERS";
 
 /// A test that takes longer hangs. Generous, as the machine may be busy with other things.
-const TEST_TIME_MAX: Duration = Duration::from_secs(300);
+const TEST_TIME_MAX: Duration = Duration::from_secs(600);
 
 /// Runs `test` in a sandbox of its own; call it first and only once in a `#[test]` function.
 ///

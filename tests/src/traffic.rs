@@ -14,9 +14,13 @@ use nix::sys::socket::{
 use nix::sys::time::{TimeVal, TimeValLike};
 
 use crate::namespace::Namespace;
+use crate::wait;
 
-/// How long a single exchange may take.
+/// How long to wait for a reply, or for an answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a stream may stand still.
+const STREAM_TIMEOUT: Duration = wait::PATIENCE;
 
 /// What a TCP stream carries, again and again, from a different place each time.
 const PATTERN_LEN: usize = 1 << 20;
@@ -77,15 +81,15 @@ pub fn tcp_stream(
     let expected = Arc::clone(&pattern);
     let server = to.spawn(move || {
         let (mut stream, _client) = listener.accept()?;
-        stream.set_read_timeout(Some(TIMEOUT))?;
+        stream.set_read_timeout(Some(STREAM_TIMEOUT))?;
         receive_pattern(&mut stream, &expected, length)?;
         stream.write_all(b"complete")
     });
     let sent = from.inside(move || {
         let start = Instant::now();
-        let mut stream = TcpStream::connect_timeout(&(address, port).into(), TIMEOUT)?;
-        stream.set_read_timeout(Some(TIMEOUT))?;
-        stream.set_write_timeout(Some(TIMEOUT))?;
+        let mut stream = TcpStream::connect_timeout(&(address, port).into(), STREAM_TIMEOUT)?;
+        stream.set_read_timeout(Some(STREAM_TIMEOUT))?;
+        stream.set_write_timeout(Some(STREAM_TIMEOUT))?;
         send_pattern(&mut stream, &pattern, length)?;
         let mut answer = [0; 8];
         stream.read_exact(&mut answer)?;
@@ -143,7 +147,7 @@ pub fn source_seen_by(
     let (listener, port) = listen(to, address)?;
     let server = to.spawn(move || listener.accept().map(|(_stream, client)| client.ip()));
     let connected =
-        from.inside(move || TcpStream::connect_timeout(&(address, port).into(), TIMEOUT));
+        from.inside(move || TcpStream::connect_timeout(&(address, port).into(), STREAM_TIMEOUT));
     let client = server.join().map_err(|_| Error::other("the server panicked"))?;
     connected.and(client)
 }
@@ -269,7 +273,7 @@ impl fmt::Display for FlowReport {
 fn listen(inside: &Namespace, address: IpAddr) -> Result<(TcpListener, u16)> {
     let listener = inside.inside(move || TcpListener::bind((address, 0)))?;
     // Also limits accept().
-    let limit = TimeVal::seconds(i64::try_from(TIMEOUT.as_secs()).unwrap_or(i64::MAX));
+    let limit = TimeVal::seconds(i64::try_from(STREAM_TIMEOUT.as_secs()).unwrap_or(i64::MAX));
     setsockopt(&listener, sockopt::ReceiveTimeout, &limit)?;
     let port = listener.local_addr()?.port();
     Ok((listener, port))

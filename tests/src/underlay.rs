@@ -43,7 +43,7 @@ impl Underlay {
     pub fn host(&self, name: &str, number: u8) -> Namespace {
         let host = Namespace::create(name);
         self.plug(name, "eth0", name);
-        Self::configure(&host, number);
+        self.configure(&host, number);
         host
     }
 
@@ -60,17 +60,19 @@ impl Underlay {
             self.bridge.inside(move || device::open(&port, Layer::Ethernet)),
         ];
         self.bridge.ip(&format!("link set {} master br0 up", host.name()));
-        Self::configure(host, number);
+        self.configure(host, number);
         BadLink::between(ends.map(|end| end.expect("there is /dev/net/tun")), way)
     }
 
-    fn configure(host: &Namespace, number: u8) {
+    fn configure(&self, host: &Namespace, number: u8) {
         let address = Self::address(number);
         host.ip(&format!("address add {address}/24 dev eth0"));
         host.ip(&format!("address add {}/64 dev eth0 nodad", Self::address6(number)));
         host.ip("link set eth0 up");
         host.ip(&format!("route add default via {GATEWAY}"));
         host.ip(&format!("route add default via {GATEWAY6}"));
+        host.wait_until_operational("eth0");
+        self.bridge.wait_until_operational(host.name());
     }
 
     /// Gives a network namespace, by its name or the process in it, a link to the bridge, whose end

@@ -4,7 +4,7 @@ use std::thread::park_timeout;
 use std::time::{Duration, Instant};
 
 /// How long anything may take that should take far less: the machine may be busy with other work.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Time between two looks.
 const INTERVAL: Duration = Duration::from_millis(10);

@@ -47,13 +47,15 @@ fn half_open_connection_is_noticed_and_another_member_asked() {
         partition::cut(etcd.host(0), Direction::Both);
         let start = Instant::now();
         put("subnets/10.244.177.0-24", PEER);
+        let stored = start.elapsed();
         wait::until("the node has heard of the new peer", || {
             let routes = node.ip("route show dev flannel.1");
             if routes.contains("10.244.177.0/24") { Ok(()) } else { Err(flanneld.log()) }
         });
         let time = start.elapsed();
-        println!("noticed after {time:.1?}");
-        assert!(time < NOTICED_MAX, "{time:?}: {}", flanneld.log());
+        println!("noticed after {time:.1?}, of which storing took {stored:.1?}");
+        // The others may have to choose a leader first.
+        assert!(time < NOTICED_MAX + stored, "{time:?}: {}", flanneld.log());
     });
 }
 
@@ -97,7 +99,13 @@ fn listing_leases_takes_one_request_however_many_there_are() {
         };
         let leases: BTreeMap<_, _> = (10..90).map(lease).collect();
         cluster.store().etcd().put_all(&leases, 86_400);
-        cluster.start_all();
+        cluster.start(1);
+        cluster.wait_until_ready(1);
+        // Not by looking into the store, which would be one more request.
+        wait::until("all of them are programmed", || {
+            let routes = cluster.node(1).ip("route show proto 199").lines().count();
+            if routes == leases.len() { Ok(()) } else { Err(format!("{routes} routes")) }
+        });
         let metrics = SocketAddr::from((Ipv4Addr::LOCALHOST, 2379));
         let (_, metrics) = http_get(cluster.store().etcd().host(), metrics, "/metrics").unwrap();
         let started = |method: &str| {

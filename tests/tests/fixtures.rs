@@ -52,7 +52,9 @@ fn hosts_on_the_underlay_reach_each_other_until_disconnected() {
         two.ip("link set eth0 down");
         underlay.reconnect(&two);
         two.ip("link set eth0 up");
-        ping(&one, address).unwrap();
+        wait::until("they reach each other again", || {
+            ping(&one, address).map_err(|error| error.to_string())
+        });
     });
 }
 

@@ -193,6 +193,27 @@ fn faults_of_the_api_server_cost_nothing_but_time() {
 }
 
 #[test]
+fn a_watch_that_ends_goes_on_from_the_last_bookmark_without_another_list() {
+    sandboxed(|| {
+        let cluster = Cluster::running(1, Store::Kube);
+        let api = cluster.store().kube();
+        api.outlive_history();
+        let _earlier = api.requests();
+        api.drop_connections();
+        api.put_lease(
+            "subnets/10.244.9.0-24",
+            r#"{"PublicIP":"198.51.100.9","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:09"}}"#,
+        );
+        wait::until_true("what changed is told", || {
+            cluster.node(1).ip("route show").contains("10.244.9.0/24")
+        });
+        let requests = api.requests();
+        let asked = |request: &str| requests.iter().any(|line| line == request);
+        assert!(asked("WATCH /api/v1/nodes") && !asked("GET /api/v1/nodes"), "{requests:?}");
+    });
+}
+
+#[test]
 fn a_rotated_token_is_used_at_once() {
     sandboxed(|| {
         let mut cluster = Cluster::new(1, Store::Kube);

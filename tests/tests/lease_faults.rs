@@ -20,7 +20,7 @@ use flannel_tests::wait;
 const FIFTY: &str = r#"{"Network":"10.244.0.0/16","SubnetMin":"10.244.1.0","SubnetMax":"10.244.50.0","Backend":{"Type":"vxlan"}}"#;
 
 /// What starting fifty nodes, and coming to an agreement, may take besides.
-const SETTLING: Duration = Duration::from_secs(300);
+const SETTLING: Duration = Duration::from_secs(500);
 
 #[test]
 fn fifty_nodes_that_boot_at_once_get_fifty_subnets_and_nobody_exits() {

@@ -54,9 +54,11 @@ fn own_lease_that_is_deleted_comes_back(store: Store) {
         let now = cluster.store().leases();
         if now == before { Ok(()) } else { Err(format!("{now:?}")) }
     });
-    cluster.wait_for_peers();
+    // The other node may only now hear that the lease was away, and that it is there again.
     for (from, to) in pod::pairs(&pods) {
-        ping(from.namespace(), to.address()).unwrap();
+        wait::until("the pods reach each other", || {
+            ping(from.namespace(), to.address()).map_err(|error| error.to_string())
+        });
     }
 }
 

@@ -62,7 +62,8 @@ fn packets_pass_again_after_every_kill_with_udp() {
         }
         println!("{UDP_KILLS} kills: {}", flow.finish().unwrap());
         settles(&mut cluster);
-        let flow = Flow::start(from.namespace(), to.namespace(), to.address(), 1000).unwrap();
+        // The device has room for so many while flanneld has no processor.
+        let flow = Flow::start(from.namespace(), to.namespace(), to.address(), 500).unwrap();
         wait::until_true("the flow goes on", || flow.received() > 500);
         let report = flow.finish().unwrap();
         assert_eq!(report.lost(), 0, "after the last start: {report}");

@@ -170,8 +170,8 @@ fn a_peer_that_sends_and_takes_one_packet_at_a_time_is_served() {
         let (_cluster, ours, theirs, _tunnel) = beside_plain_pod(Impairment::default());
         for (from, to) in [(&ours, &theirs), (&theirs, &ours)] {
             stream(from, to);
-            let flow = Flow::start(from.namespace(), to.namespace(), to.address(), 2000).unwrap();
-            wait::until_true("datagrams arrive", || flow.received() > 1000);
+            let flow = Flow::start(from.namespace(), to.namespace(), to.address(), 500).unwrap();
+            wait::until_true("datagrams arrive", || flow.received() > 500);
             let report = flow.finish().unwrap();
             println!("{} to {}: {report}", from.name(), to.name());
             assert_eq!(report.lost(), 0, "{report}");
@@ -226,7 +226,7 @@ fn packet(source: Ipv4Addr, destination: Ipv4Addr, port: u16, ttl: u8, text: &[u
 
 fn socket(inside: &Namespace, address: Ipv4Addr, port: u16) -> UdpSocket {
     let socket = inside.inside(move || UdpSocket::bind((address, port))).expect("the port is free");
-    socket.set_read_timeout(Some(Duration::from_secs(5))).expect("not zero");
+    socket.set_read_timeout(Some(wait::PATIENCE)).expect("not zero");
     socket
 }
 
@@ -337,7 +337,7 @@ fn senders_are_told_when_nobody_has_the_destination() {
         let cluster = cluster(1);
         let pod = Pod::attach(cluster.node(1), "pod");
         let nobody = SocketAddr::from((Ipv4Addr::new(10, 244, 250, 9), 9));
-        let connect = move || TcpStream::connect_timeout(&nobody, Duration::from_secs(5));
+        let connect = move || TcpStream::connect_timeout(&nobody, wait::PATIENCE);
         let error = pod.namespace().inside(connect).unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::NetworkUnreachable, "{error}");
     });
@@ -381,31 +381,43 @@ fn a_restart_under_a_supervisor_loses_nothing() {
         let pods = pods(&cluster, 1);
         let kept = supervisor.kept();
         assert!(kept.len() >= 2, "{kept:?}");
-        let flows = [(0, 1), (1, 0)].map(|(from, to)| {
-            let (from, to): (&Pod, &Pod) = (&pods[from], &pods[to]);
-            Flow::start(from.namespace(), to.namespace(), to.address(), WAITING_RATE).unwrap()
-        });
-        let go_on = || {
-            let before: Vec<_> = flows.iter().map(Flow::received).collect();
-            wait::until_true("the flows go on", || {
-                flows.iter().zip(&before).all(|(flow, before)| flow.received() > before + 50)
+        let start_flows = || {
+            let flows = [(0, 1), (1, 0)].map(|(from, to)| {
+                let (from, to): (&Pod, &Pod) = (&pods[from], &pods[to]);
+                Flow::start(from.namespace(), to.namespace(), to.address(), WAITING_RATE).unwrap()
             });
+            go_on(&flows);
+            flows
         };
-        go_on();
+        let flows = start_flows();
         for _ in 0..2 {
             flanneld.terminate();
             flanneld = start(&cluster, &kept);
-            go_on();
+            go_on(&flows);
         }
+        assert_lost_at_most(0, flows);
+        let flows = start_flows();
         flanneld.kill();
         let _flanneld = start(&cluster, &kept);
-        go_on();
-        for flow in flows {
-            let report = flow.finish().unwrap();
-            println!("{report}");
-            assert_eq!(report.lost(), 0, "{report}");
-        }
+        go_on(&flows);
+        // The packet that it had in its hands when it was killed, if it had one.
+        assert_lost_at_most(1, flows);
     });
+}
+
+fn go_on(flows: &[Flow]) {
+    let before: Vec<_> = flows.iter().map(Flow::received).collect();
+    wait::until_true("the flows go on", || {
+        flows.iter().zip(&before).all(|(flow, before)| flow.received() > before + 50)
+    });
+}
+
+fn assert_lost_at_most(count: u64, flows: [Flow; 2]) {
+    for flow in flows {
+        let report = flow.finish().expect("sockets do not fail");
+        println!("{report}");
+        assert!(report.lost() <= count, "{report}");
+    }
 }
 
 /// Keeps descriptors for a program, as systemd does.

@@ -137,7 +137,7 @@ impl Container {
     }
 
     fn ping(&self, address: &str) {
-        self.sh(&format!("ping -c 1 -W 2 {address}"));
+        self.sh(&format!("ping -c 1 -W 10 {address}"));
     }
 
     /// For an address that shall not be reached.

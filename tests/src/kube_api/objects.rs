@@ -65,6 +65,17 @@ impl Objects {
         }
     }
 
+    /// Counts a change of something else.
+    pub(super) fn pass_by(&mut self) {
+        self.revision += 1;
+    }
+
+    /// Forgets everything up to a revision.
+    pub(super) fn forget(&mut self, revision: u64) {
+        self.compacted = revision;
+        self.history.retain(|(at, _)| *at > revision);
+    }
+
     /// Forgets everything that was; the revision goes on.
     pub(super) fn compact(&mut self) {
         self.revision += 1;

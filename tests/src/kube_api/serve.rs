@@ -32,7 +32,8 @@ pub(super) fn connection(server: &Server, stream: Box<dyn Stream>) -> io::Result
 }
 
 fn answer(server: &Server, request: &Request, stream: &mut dyn Write) -> io::Result<Then> {
-    server.lock().requests.push(format!("{} {}", request.method, request.path));
+    let verb = if is_watch(request) { "WATCH" } else { &request.method };
+    server.lock().requests.push(format!("{verb} {}", request.path));
     let fault = server.lock().fault();
     let mut limit = usize::MAX;
     match fault {
@@ -56,7 +57,7 @@ fn answer(server: &Server, request: &Request, stream: &mut dyn Write) -> io::Res
         return Ok(Then::Close);
     }
     let stream = &mut Limited { stream, left: limit };
-    if request.query.get("watch").is_some_and(|watch| watch == "1" || watch == "true") {
+    if is_watch(request) {
         watch(server, request, stream)?;
         return Ok(Then::Next);
     }
@@ -66,6 +67,10 @@ fn answer(server: &Server, request: &Request, stream: &mut dyn Write) -> io::Res
     };
     http::answer(stream, status, "", &body)?;
     Ok(Then::Next)
+}
+
+fn is_watch(request: &Request) -> bool {
+    request.query.get("watch").is_some_and(|watch| watch == "1" || watch == "true")
 }
 
 /// Who asks, and whether they may.
@@ -193,6 +198,7 @@ fn watch(server: &Server, request: &Request, stream: &mut dyn Write) -> io::Resu
             (seen, marked) = (now, Instant::now());
         }
         state = server.lock();
+        state.bookmarked = state.bookmarked.max(if mark { now } else { 0 });
         if state.objects.revision() == now && state.epoch == epoch {
             let woken = server.changed.wait_timeout(state, LOOK);
             state = woken.unwrap_or_else(PoisonError::into_inner).0;

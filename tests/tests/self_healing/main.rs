@@ -13,14 +13,22 @@ use flannel_tests::net_conf::{Stack, network_in};
 use flannel_tests::pod::{self, Pod};
 use flannel_tests::rule_engine::RuleEngine;
 use flannel_tests::sandbox::sandboxed;
+use flannel_tests::statistics::Samples;
 use flannel_tests::traffic::{Flow, FlowReport, ping};
 use flannel_tests::{snapshot, wait};
 
 /// What is promised. A machine that runs other tests at the same time takes longer now and then, so
 /// that the median counts.
 const HEALING_TIME: Duration = Duration::from_secs(1);
-/// For a single fault, also for the dozen programs that tell what is there.
-const HEALING_TIME_MAX: Duration = Duration::from_secs(15);
+/// What the dozen programs that tell what is there take at most where nothing else runs: where they
+/// take longer, healing may take as much longer.
+const LOOK_TIME: Duration = Duration::from_millis(100);
+/// For a single fault.
+const HEALING_TIME_MAX: Duration = Duration::from_secs(60);
+
+/// Packets a second. A device whose packets a program carries has room for 500 while the program does
+/// not run, as on a busy machine.
+const RATE: u32 = 500;
 
 #[test]
 fn vxlan_heals_under_a_running_flow() {
@@ -68,9 +76,9 @@ fn heals(backend: &str, store: Store, stack: Stack, engine: RuleEngine, faults: 
     let first = Flow::start(pods[0].namespace(), pods[1].namespace(), to, 100).unwrap();
     wait::until_true("the pods reach each other", || first.received() > 0);
     first.finish().unwrap();
-    let mut times = Vec::new();
+    let (mut times, mut looks) = (Samples::default(), Samples::default());
     for fault in faults {
-        let (time, report) = heal(&place, &pods, to, &before, fault);
+        let Healing { time, look, report } = heal(&place, &pods, to, &before, fault);
         println!(
             "{:<40} healed in {time:>6.0?}, {} of {} packets lost",
             fault.name,
@@ -79,12 +87,14 @@ fn heals(backend: &str, store: Store, stack: Stack, engine: RuleEngine, faults: 
         );
         assert!(time < HEALING_TIME_MAX, "{}: healed in {time:?}", fault.name);
         times.push(time);
+        looks.push(look);
         if fault.traffic == Traffic::Survives {
             assert_eq!(report.lost(), 0, "{}: {report}", fault.name);
         }
     }
-    times.sort();
-    assert!(times[times.len() / 2] < HEALING_TIME, "{times:?}");
+    println!("healing {times}\na look  {looks}");
+    let busy = looks.median().as_secs_f64() / LOOK_TIME.as_secs_f64();
+    assert!(times.median() < HEALING_TIME.mul_f64(busy.max(1.0)), "{times}; a look: {looks}");
     for (from, to) in pod::pairs(&pods) {
         for ip in to.addresses() {
             ping(from.namespace(), ip).unwrap();
@@ -102,15 +112,17 @@ fn device(backend: &str, ipv6: bool) -> &'static str {
     }
 }
 
+/// What became of a fault.
+struct Healing {
+    time: Duration,
+    /// What the look took that found everything as it was before.
+    look: Duration,
+    report: FlowReport,
+}
+
 /// Strikes, and waits until all is as before, foreign objects included.
-fn heal(
-    place: &Place<'_>,
-    pods: &[Pod],
-    to: IpAddr,
-    before: &str,
-    fault: &Fault,
-) -> (Duration, FlowReport) {
-    let flow = Flow::start(pods[0].namespace(), pods[1].namespace(), to, 1000).unwrap();
+fn heal(place: &Place<'_>, pods: &[Pod], to: IpAddr, before: &str, fault: &Fault) -> Healing {
+    let flow = Flow::start(pods[0].namespace(), pods[1].namespace(), to, RATE).unwrap();
     let goes_on = |why: &str| {
         let count = flow.received();
         wait::until_true(&format!("the flow goes on {why} {}", fault.name), || {
@@ -120,11 +132,13 @@ fn heal(
     goes_on("before");
     (fault.strike)(place);
     let start = Instant::now();
+    let mut look = start;
     wait::until(&format!("all is as it was before: {}", fault.name), || {
+        look = Instant::now();
         let now = snapshot::of(place.node)?;
         if now == before { Ok(()) } else { Err(snapshot::difference(before, &now)) }
     });
-    let time = start.elapsed();
+    let (time, look) = (start.elapsed(), look.elapsed());
     goes_on("after");
-    (time, flow.finish().unwrap())
+    Healing { time, look, report: flow.finish().unwrap() }
 }

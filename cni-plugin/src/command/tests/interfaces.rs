@@ -1,5 +1,6 @@
 //! The plugins that make an interface without a bridge: `ptp` and `macvlan`.
 
+use flannel_tests::namespace::Namespace;
 use flannel_tests::sandbox::sandboxed;
 use serde_json::{Value, json};
 
@@ -106,6 +107,7 @@ fn parent() {
     sh("ip link set up0 up");
     sh("ip -n world address add 10.7.0.1/24 dev world");
     sh("ip -n world link set world up");
+    Namespace::existing("world").wait_until_operational("world");
 }
 
 #[test]

@@ -12,7 +12,9 @@ use super::*;
 use crate::invocation::Attachment;
 use crate::{masquerade, portmap};
 
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long to wait for what must not come.
+const SILENCE: Duration = Duration::from_secs(2);
 
 fn mappings() -> Value {
     json!([
@@ -45,6 +47,7 @@ fn client() -> Namespace {
     client.ip("address add 192.168.9.2/24 dev eth0");
     client.ip("link set eth0 up");
     client.ip("route add default via 192.168.9.1");
+    client.wait_until_operational("eth0");
     client
 }
 
@@ -144,14 +147,13 @@ fn loopback_services_of_the_node_stay_its_own() {
         one.sh("sysctl -qw net.ipv4.conf.all.route_localnet=1");
         one.sh("ip address del 127.0.0.1/8 dev lo");
         one.sh("ip route add 127.0.0.1/32 via 10.1.2.1 src 10.1.2.2");
-        let connects = || {
-            let connect =
-                || TcpStream::connect_timeout(&"127.0.0.1:2379".parse().unwrap(), PATIENCE);
-            namespace(&one).inside(move || connect().is_ok())
+        let connects_within = |time| {
+            let service = "127.0.0.1:2379".parse().unwrap();
+            namespace(&one).inside(move || TcpStream::connect_timeout(&service, time).is_ok())
         };
-        assert!(!connects());
+        assert!(!connects_within(SILENCE));
         sh("nft flush chain ip cni_hostport martians");
-        assert!(connects(), "otherwise this test shows nothing");
+        assert!(connects_within(PATIENCE), "otherwise this test shows nothing");
         drop(listener);
     });
 }

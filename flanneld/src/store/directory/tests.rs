@@ -178,7 +178,7 @@ async fn changes_are_told_as_snapshots_and_what_was_removed_by_name() {
             () = change => {}
         }
     };
-    timeout(Duration::from_secs(10), changed).await.expect("changes are told");
+    timeout(Duration::from_secs(60), changed).await.expect("changes are told");
 }
 
 #[tokio::test]
