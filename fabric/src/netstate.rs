@@ -3,6 +3,7 @@
 //! The same type says what shall be and what is. What shall be may leave a property open (`None`:
 //! whatever the kernel chose is right); what is has every property that the kernel told.
 
+pub mod route_protocol;
 mod shaping;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,11 +18,8 @@ use crate::mac::MacAddr;
 use crate::mtu::Mtu;
 use crate::vni::Vni;
 
+pub use route_protocol::ROUTE_PROTOCOL;
 pub use shaping::TokenBucket;
-
-/// Marks the routes that we made (`rtm_protocol`; rtnetlink(7)). Numbers above 192 are not assigned
-/// by iproute2's `rt_protos`.
-pub const ROUTE_PROTOCOL: u8 = 199;
 
 /// Links and what hangs on them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -310,7 +308,7 @@ pub struct Route {
     pub via: Option<IpAddr>,
     /// Whether the next hop counts as on the link although no address says so.
     pub onlink: bool,
-    /// Who made it: [`ROUTE_PROTOCOL`] for ours, 3 is `boot`.
+    /// Who made it: see [`route_protocol`] for ours; 3 is `boot`.
     pub protocol: u8,
     /// The address that packets of this machine have as source; `None` to leave it to the kernel.
     pub source: Option<IpAddr>,

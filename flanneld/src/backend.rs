@@ -12,7 +12,7 @@ use fabric::link_name::LinkName;
 use fabric::mac::MacAddr;
 use fabric::mtu::Mtu;
 use fabric::netlink::{Adopted, Scope};
-use fabric::netstate::{NetState, ROUTE_PROTOCOL, Route};
+use fabric::netstate::{NetState, Route};
 use ipnetwork::IpNetwork;
 use serde_json::Value;
 
@@ -194,17 +194,11 @@ impl Desired {
 ///
 /// # Errors
 /// If there is a router in between.
-fn plain_route(underlay: &Underlay, public_ip: IpAddr) -> Result<Route, Reason> {
+fn plain_route(underlay: &Underlay, public_ip: IpAddr, protocol: u8) -> Result<Route, Reason> {
     if underlay.on_link.excludes(public_ip) {
         return Err(Reason::NotOnLink(public_ip, underlay.link));
     }
-    Ok(Route {
-        link: underlay.link,
-        via: Some(public_ip),
-        onlink: false,
-        protocol: ROUTE_PROTOCOL,
-        source: None,
-    })
+    Ok(Route { link: underlay.link, via: Some(public_ip), onlink: false, protocol, source: None })
 }
 
 /// Returns the routes to peers on the interface between nodes that count as ours although flannel

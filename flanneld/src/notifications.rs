@@ -16,15 +16,13 @@ use std::net::IpAddr;
 use std::task::{Context, Poll, ready};
 
 use fabric::link_name::LinkName;
-use fabric::netstate::ROUTE_PROTOCOL;
+use fabric::netstate::route_protocol;
 use ipnetwork::IpNetwork;
 use rtnetlink::MulticastGroup;
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
-use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType,
-};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 use rtnetlink::sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use rtnetlink::sys::{AsyncSocket, SocketAddr, TokioSocket};
 use tokio::sync::Notify;
@@ -244,7 +242,7 @@ impl Filter {
             RouteAttribute::Oif(index) => Some(*index),
             _ => None,
         });
-        let marked = message.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL);
+        let marked = route_protocol::is_ours(message.header.protocol.into());
         if marked || self.leads_to_pods(message) {
             return Subject::Ours;
         }

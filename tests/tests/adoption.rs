@@ -5,8 +5,10 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::net::Ipv4Addr;
 
 use flannel_tests::cluster::{Cluster, ETCD_PREFIX, Store};
+use flannel_tests::crowd::{self, Peer};
 use flannel_tests::net_conf::{Stack, network};
 use flannel_tests::node::Node;
 use flannel_tests::pod;
@@ -298,6 +300,48 @@ fn taken_over_and_given_back(flannel: &Flannel) {
     for node in cluster.nodes() {
         assert_eq!(flannel.entries(node), "", "flannel's own requests remove everything");
     }
+}
+
+#[test]
+fn routes_of_a_large_network_are_kept_and_given_back_whatever_their_protocol() {
+    sandboxed(|| {
+        let peers = [1_u8, 2, 31, 32].map(|octet| {
+            Peer::at(u32::from(octet - 1) << 8, Ipv4Addr::new(198, 51, 100, 100 + octet))
+        });
+        let mut cluster = Cluster::unconfigured(1, Store::any());
+        cluster.store().configure(crowd::NETWORK);
+        for (key, lease) in peers.iter().map(Peer::lease) {
+            cluster.store().put(&format!("subnets/{key}"), &lease);
+        }
+        cluster.start_all();
+        let node = cluster.node(1).clone();
+        let wait_for = |wanted: &[&str]| {
+            wait::until("there are certain routes", || {
+                let routes = node.ip("route show dev flannel.1");
+                let found: Vec<_> = routes.lines().map(str::trim).collect();
+                if found == wanted { Ok(()) } else { Err(routes) }
+            });
+        };
+        let marked = [
+            "10.1.0.0/24 via 10.1.0.0 proto 200 onlink",
+            "10.2.0.0/24 via 10.2.0.0 proto 201 onlink",
+            "10.31.0.0/24 via 10.31.0.0 proto 230 onlink",
+            "10.32.0.0/24 via 10.32.0.0 proto 199 onlink",
+        ];
+        wait_for(&marked);
+        node.ip("route flush proto 201");
+        wait_for(&marked);
+        assert!(cluster.store().delete("subnets/10.32.0.0-24"));
+        wait_for(&marked[..3]);
+        cluster.stop(1);
+        node.ip("route delete 10.1.0.0/24 via 10.1.0.0 dev flannel.1 onlink");
+        node.ip("route replace 10.2.0.0/24 via 10.2.0.0 dev flannel.1 onlink");
+        node.ip("route replace 10.31.0.0/24 via 10.31.0.0 dev flannel.1 onlink");
+        wait_for(&["10.2.0.0/24 via 10.2.0.0 onlink", "10.31.0.0/24 via 10.31.0.0 onlink"]);
+        cluster.start(1);
+        cluster.wait_until_ready(1);
+        wait_for(&marked[..3]);
+    });
 }
 
 fn pairs(nodes: &[Node]) -> impl Iterator<Item = (&Node, &Node)> {

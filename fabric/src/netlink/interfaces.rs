@@ -8,9 +8,7 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressScope};
 use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkFlags, LinkMessage};
-use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType,
-};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::addresses::local_address;
@@ -18,7 +16,7 @@ use super::links::name;
 use super::routes::ip;
 use super::socket::{NetlinkError, Socket, row};
 use crate::link_name::LinkName;
-use crate::netstate::{ROUTE_PROTOCOL, RouteKey};
+use crate::netstate::{RouteKey, route_protocol};
 
 /// The interfaces of a namespace and its routes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -242,7 +240,7 @@ fn decode_ways(message: &RouteMessage, interfaces: &BTreeMap<u32, Interface>) ->
             _ => {}
         }
     }
-    let is_ours = header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL);
+    let is_ours = route_protocol::is_ours(header.protocol.into());
     if table != RouteKey::TABLE_MAIN || header.kind != RouteType::Unicast || is_ours {
         return Vec::new();
     }

@@ -9,7 +9,7 @@ use netlink_packet_route::route::RouteProtocol;
 use super::rows::RouteRow;
 use crate::link_name::LinkName;
 use crate::mac::MacAddr;
-use crate::netstate::{NetState, ROUTE_PROTOCOL, Route, RouteKey, Sysctl};
+use crate::netstate::{NetState, ROUTE_PROTOCOL, Route, RouteKey, Sysctl, route_protocol};
 
 /// What of a namespace is looked at. What is found there counts as ours: whoever wants to leave
 /// some of it alone takes it out of the result.
@@ -68,8 +68,7 @@ pub enum Routes {
     None,
     /// Those that leave by the links of the scope.
     OnLinks,
-    /// Those, and whatever carries our mark, [`ROUTE_PROTOCOL`], and leads to a next hop on any
-    /// link: what leads to a pod of this node is the plugin's.
+    /// Those, and whatever carries our mark ([`route_protocol`]) and leads to a next hop on any link: what leads to a pod of this node is the plugin's.
     OnLinksAndMarked,
 }
 
@@ -126,15 +125,16 @@ impl Scope {
     /// Whether a route can be of interest although it leaves by another link.
     pub(super) fn may_be_elsewhere(&self, row: &RouteRow) -> bool {
         match row.protocol {
-            RouteProtocol::Other(ROUTE_PROTOCOL) => self.routes == Routes::OnLinksAndMarked,
             RouteProtocol::Boot => !self.adopted.is_empty(),
-            _ => false,
+            other => {
+                self.routes == Routes::OnLinksAndMarked && route_protocol::is_ours(other.into())
+            }
         }
     }
 
     pub(super) fn has(&self, key: &RouteKey, route: &Route) -> bool {
         let on_link = self.links.contains(&route.link);
-        let marked = route.protocol == ROUTE_PROTOCOL;
+        let marked = route_protocol::is_ours(route.protocol);
         let to_next_hop = marked && route.via.is_some();
         let adopted = || self.adopted.iter().any(|adopted| adopted.covers(route));
         match self.is_inside(key.destination) {
@@ -146,7 +146,7 @@ impl Scope {
     /// Only those with our mark are ours, because nothing else tells them apart.
     pub(super) fn has_blackhole(&self, row: &RouteRow) -> bool {
         self.routes == Routes::OnLinksAndMarked
-            && row.protocol == RouteProtocol::Other(ROUTE_PROTOCOL)
+            && u8::from(row.protocol) == ROUTE_PROTOCOL
             && self.is_inside(row.key.destination)
     }
 

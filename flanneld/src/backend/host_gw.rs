@@ -4,7 +4,7 @@
 use fabric::link_name::LinkName;
 use fabric::mtu::Mtu;
 use fabric::netlink::{Routes, Scope};
-use fabric::netstate::{NetState, RouteKey};
+use fabric::netstate::{NetState, RouteKey, route_protocol};
 use ipnetwork::IpNetwork;
 use serde_json::Value;
 
@@ -60,8 +60,9 @@ impl Backend for HostGw {
             public_ip: underlay.public_ip,
             backend_types: &["host-gw", "vxlan"],
         };
-        let (admitted, left_out) =
-            admit(this, peers, |_, public_ip| plain_route(underlay, public_ip));
+        let (admitted, left_out) = admit(this, peers, |peer, public_ip| {
+            plain_route(underlay, public_ip, route_protocol::to_peer(*network, peer.subnet))
+        });
         let route = |Admitted { subnet, found: route, .. }| (RouteKey::main(subnet), route);
         let state =
             NetState { routes: admitted.into_iter().map(route).collect(), ..NetState::default() };

@@ -15,7 +15,7 @@ use fabric::mac::MacAddr;
 use fabric::mtu::Mtu;
 use fabric::netlink::{Routes, Scope};
 use fabric::netstate::{
-    Address, Link, LinkKind, NetState, ROUTE_PROTOCOL, Route, RouteKey, Sysctl, Vxlan as Tunnel,
+    Address, Link, LinkKind, NetState, Route, RouteKey, Sysctl, Vxlan as Tunnel, route_protocol,
 };
 use fabric::sysctl;
 use fabric::vni::Vni;
@@ -146,17 +146,22 @@ impl Vxlan {
         public_ip: IpAddr,
         taken: &mut BTreeMap<MacAddr, IpNetwork>,
     ) -> Result<Path, Reason> {
+        let protocol = self.protocol_to(peer.subnet);
         // One that changes to host-gw takes nothing else any more; one that changes to vxlan has
         // published its device.
         if peer.backend_type == "host-gw" {
-            return plain_route(&self.underlay, public_ip).map(Path::Direct);
+            return plain_route(&self.underlay, public_ip, protocol).map(Path::Direct);
         }
         let mac = self.mac_of(peer, taken)?;
         taken.insert(mac, peer.subnet);
         if self.direct_routing && self.underlay.on_link.reaches(public_ip) {
-            return plain_route(&self.underlay, public_ip).map(Path::Direct);
+            return plain_route(&self.underlay, public_ip, protocol).map(Path::Direct);
         }
         Ok(Path::Tunnel(mac))
+    }
+
+    fn protocol_to(&self, subnet: IpNetwork) -> u8 {
+        route_protocol::to_peer(self.network, subnet)
     }
 
     /// Returns a peer's Ethernet address, if no other has it.
@@ -292,7 +297,7 @@ impl Vxlan {
                 link,
                 via: Some(peer.subnet.network()),
                 onlink: true,
-                protocol: ROUTE_PROTOCOL,
+                protocol: self.protocol_to(peer.subnet),
                 source: None,
             },
         };

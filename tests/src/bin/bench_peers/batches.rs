@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -19,8 +20,19 @@ pub(crate) struct Batches {
 }
 
 impl Batches {
+    /// With the protocol of each route that flanneld gives it.
     pub(crate) fn new(peers: &[Peer]) -> Self {
-        let directory = PathBuf::from(format!("/run/batches-{}", peers.len()));
+        // The network is a /8.
+        Self::with(peers, |base| 199 + base.octets()[1] % 32)
+    }
+
+    /// With one protocol for all routes, as flannel's have.
+    pub(crate) fn of_one_protocol(peers: &[Peer]) -> Self {
+        Self::with(peers, |_| 3)
+    }
+
+    fn with(peers: &[Peer], protocol: impl Fn(Ipv4Addr) -> u8) -> Self {
+        let directory = PathBuf::from("/run/batches");
         fs::create_dir_all(&directory).expect("the sandbox is writable");
         let (mut neighbours, mut fdb, mut routes) = <(String, String, String)>::default();
         for Peer { base, address, mac } in peers {
@@ -29,9 +41,10 @@ impl Batches {
                 "neighbour replace {base} lladdr {mac} dev flannel.1 nud permanent"
             );
             let _ = writeln!(fdb, "fdb replace {mac} dev flannel.1 dst {address}");
+            let protocol = protocol(*base);
             let _ = writeln!(
                 routes,
-                "route replace {base}/24 via {base} dev flannel.1 onlink proto 199"
+                "route replace {base}/24 via {base} dev flannel.1 onlink proto {protocol}"
             );
         }
         Self { directory, neighbours, fdb, routes }

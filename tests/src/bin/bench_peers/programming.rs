@@ -52,8 +52,7 @@ pub(crate) fn start() {
     }
 }
 
-/// More peers against many, and the same by hand: what the kernel itself takes for a route grows with
-/// the routes that leave by the same device (`fib_find_info`).
+/// More peers against many, and the same by hand.
 pub(crate) fn growth() {
     const ROUNDS: usize = 3;
     let underlay = Underlay::create();
@@ -65,17 +64,24 @@ pub(crate) fn growth() {
     let stores = [store(&crowds[0]), store(&crowds[1])];
     let nodes = [1, 2].map(|number| Node::create(&underlay, number));
     let (mut by_pass, mut by_batch) = <([Samples; 2], [Samples; 2])>::default();
+    let mut by_one_protocol = <[Samples; 2]>::default();
     for _ in 0..ROUNDS {
         for (place, crowd) in crowds.iter().enumerate() {
             let node = &nodes[place];
             by_batch[place].push(load(&Batches::new(crowd), node));
+            by_one_protocol[place].push(load(&Batches::of_one_protocol(crowd), node));
             by_pass[place].push(measure(node, &stores[place], sizes[place]).1);
         }
     }
     for (place, size) in sizes.iter().enumerate() {
         println!("  {size} peers");
-        println!("  {:<28}{}", "ip -batch, bridge -batch", by_batch[place]);
-        println!("  {:<28}{}", "from leases in memory", by_pass[place]);
+        for (label, samples) in [
+            ("ip -batch, bridge -batch", &by_batch),
+            ("with routes of one protocol", &by_one_protocol),
+            ("from leases in memory", &by_pass),
+        ] {
+            println!("  {label:<28}{}", samples[place]);
+        }
     }
     let growth = |samples: &[Samples; 2]| samples[1].ratio_to(&samples[0]);
     println!("  {:.2} times as long (want 2.6)", growth(&by_pass));
