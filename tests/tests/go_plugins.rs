@@ -169,7 +169,12 @@ fn state(pod: &Pod, bridge: &str, result: &Value) -> Value {
     if result["dns"] == json!({}) {
         result.as_object_mut().unwrap().remove("dns");
     }
-    let port = host_ip(&format!("-details link show master {bridge}"));
+    // Not all plugins wait for that, and it takes the kernel a moment.
+    pod.0.wait_until_operational("eth0");
+    let port = wait::until("the port of the bridge carries packets", || {
+        let port = host_ip(&format!("-details link show master {bridge}"));
+        if port[0]["operstate"] == "UP" { Ok(port) } else { Err(port.to_string()) }
+    });
     let flags = |row: &Value| {
         let data = &row["linkinfo"]["info_slave_data"];
         json!([data["hairpin"], data["isolated"], data["learning"], row["operstate"], row["mtu"]])

@@ -138,6 +138,7 @@ fn tuning_changes_and_restores() {
         node();
         let one = Container::new("one");
         let attached = one.add(&stock()).unwrap();
+        Namespace::existing("one").wait_until_operational("eth0");
         let before = one.sh("ip -o link show eth0");
         let changes = json!({
             "sysctl": {"net.ipv4.conf.IFNAME.arp_filter": "1", "net.ipv4.ip_default_ttl": "77"},
