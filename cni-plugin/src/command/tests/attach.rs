@@ -93,11 +93,15 @@ fn a_nodes_first_pod_with_ipv6_is_reached_at_once() {
         write_subnet_file(&format!("{SUBNET_FILE}{ipv6}"));
         let one = Container::new("one");
         one.add(&stock()).unwrap();
-        let addresses = wait::until("the bridge has a link-local address", || {
+        // Neighbours are asked for from it. The kernel takes a moment to find that it may be used.
+        wait::until("the bridge has a link-local address that is not tentative", || {
             let addresses = sh("ip -6 address show dev cni0");
-            if addresses.contains("inet6 fe80::") { Ok(addresses) } else { Err(addresses) }
+            let is_usable = addresses.contains("inet6 fe80::") && !addresses.contains("tentative");
+            if is_usable { Ok(()) } else { Err(addresses) }
         });
-        assert!(!addresses.contains("tentative"), "neighbours are asked for from it: {addresses}");
+        // A neighbour solicitation (RFC 4861, section 4.3) would have had to wait for an answer.
+        let counters = fs::read_to_string("/proc/net/dev_snmp6/cni0").unwrap();
+        assert!(!counters.contains("Icmp6OutType135"), "nobody else can have it: {counters}");
     });
 }
 
