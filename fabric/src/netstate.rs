@@ -366,6 +366,12 @@ impl Sysctl {
         self.of_link().is_some_and(|(_, _, name)| name == "arp_notify")
     }
 
+    /// Whether who reads it while somebody changes links tries again and again until that is done:
+    /// `addr_gen_mode`, see `addrconf_sysctl_addr_gen_mode` of Linux's net/ipv6/addrconf.c.
+    pub fn waits_for_links(&self) -> bool {
+        self.of_link().is_some_and(|(_, _, name)| name == "addr_gen_mode")
+    }
+
     /// Returns the path below `/proc/sys`.
     pub fn as_path(&self) -> &str {
         &self.0

@@ -65,7 +65,11 @@ impl Glances {
     }
 
     /// Looks for this from now on, and no more for what was expected before.
-    pub(crate) fn expect(&self, expected: Expected) {
+    ///
+    /// It takes too much to look at parameters that wait for links; what a change of them brings about
+    /// is told.
+    pub(crate) fn expect(&self, mut expected: Expected) {
+        expected.sysctls.retain(|key, _| !key.waits_for_links());
         // The thread only ends with this value.
         let _sent = self.expectations.send(expected);
     }
@@ -89,5 +93,22 @@ fn look(queue: &Receiver<Expected>, disturbed: &Notify) {
                 Err(RecvTimeoutError::Disconnected) => return,
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_that_wait_for_links_are_not_looked_at() {
+        let (expectations, queue) = mpsc::channel();
+        let glances = Glances { expectations, disturbed: Arc::default() };
+        let link = "flannel0".parse().unwrap();
+        let names = ["addr_gen_mode", "accept_ra"];
+        let sysctls = names.map(|name| (Sysctl::ipv6(link, name), "1".to_owned())).into();
+        glances.expect(Expected { sysctls, file: None });
+        let left: Vec<_> = queue.recv().unwrap().sysctls.into_keys().collect();
+        assert_eq!(left, [Sysctl::ipv6(link, "accept_ra")]);
     }
 }
