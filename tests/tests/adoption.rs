@@ -305,7 +305,7 @@ fn taken_over_and_given_back(flannel: &Flannel) {
 #[test]
 fn routes_of_a_large_network_are_kept_and_given_back_whatever_their_protocol() {
     sandboxed(|| {
-        let peers = [1_u8, 2, 31, 32].map(|octet| {
+        let peers = [1_u8, 2, 55, 56].map(|octet| {
             Peer::at(u32::from(octet - 1) << 8, Ipv4Addr::new(198, 51, 100, 100 + octet))
         });
         let mut cluster = Cluster::unconfigured(1, Store::any());
@@ -325,19 +325,19 @@ fn routes_of_a_large_network_are_kept_and_given_back_whatever_their_protocol() {
         let marked = [
             "10.1.0.0/24 via 10.1.0.0 proto 200 onlink",
             "10.2.0.0/24 via 10.2.0.0 proto 201 onlink",
-            "10.31.0.0/24 via 10.31.0.0 proto 230 onlink",
-            "10.32.0.0/24 via 10.32.0.0 proto 199 onlink",
+            "10.55.0.0/24 via 10.55.0.0 proto 254 onlink",
+            "10.56.0.0/24 via 10.56.0.0 proto 199 onlink",
         ];
         wait_for(&marked);
         node.ip("route flush proto 201");
         wait_for(&marked);
-        assert!(cluster.store().delete("subnets/10.32.0.0-24"));
+        assert!(cluster.store().delete("subnets/10.56.0.0-24"));
         wait_for(&marked[..3]);
         cluster.stop(1);
         node.ip("route delete 10.1.0.0/24 via 10.1.0.0 dev flannel.1 onlink");
         node.ip("route replace 10.2.0.0/24 via 10.2.0.0 dev flannel.1 onlink");
-        node.ip("route replace 10.31.0.0/24 via 10.31.0.0 dev flannel.1 onlink");
-        wait_for(&["10.2.0.0/24 via 10.2.0.0 onlink", "10.31.0.0/24 via 10.31.0.0 onlink"]);
+        node.ip("route replace 10.55.0.0/24 via 10.55.0.0 dev flannel.1 onlink");
+        wait_for(&["10.2.0.0/24 via 10.2.0.0 onlink", "10.55.0.0/24 via 10.55.0.0 onlink"]);
         cluster.start(1);
         cluster.wait_until_ready(1);
         wait_for(&marked[..3]);

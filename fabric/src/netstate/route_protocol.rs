@@ -9,7 +9,7 @@ use ipnetwork::IpNetwork;
 pub const ROUTE_PROTOCOL: u8 = 199;
 
 /// Mark routes to peers.
-const TO_PEERS: Range<u8> = ROUTE_PROTOCOL..ROUTE_PROTOCOL + 32;
+const TO_PEERS: Range<u8> = ROUTE_PROTOCOL..ROUTE_PROTOCOL + 56;
 
 /// Whether a route with this number is ours.
 pub fn is_ours(protocol: u8) -> bool {
@@ -43,8 +43,8 @@ mod tests {
             ("10.244.0.0/16", "10.244.255.0/24", 199),
             ("10.0.0.0/8", "10.0.255.0/24", 199),
             ("10.0.0.0/8", "10.1.0.0/24", 200),
-            ("10.0.0.0/8", "10.31.0.0/24", 230),
-            ("10.0.0.0/8", "10.32.0.0/24", 199),
+            ("10.0.0.0/8", "10.55.0.0/24", 254),
+            ("10.0.0.0/8", "10.56.0.0/24", 199),
             ("10.244.0.0/16", "10.244.16.0/28", 200),
             ("0.0.0.0/0", "0.0.0.0/0", 199),
             ("2001:db8::/32", "2001:db8:99::/64", 199),
@@ -52,6 +52,6 @@ mod tests {
             assert_eq!(to_peer(network.parse().unwrap(), subnet.parse().unwrap()), protocol);
             assert!(is_ours(protocol));
         }
-        assert!(!is_ours(198) && !is_ours(231));
+        assert!(!is_ours(198) && !is_ours(255));
     }
 }

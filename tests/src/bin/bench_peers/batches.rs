@@ -23,7 +23,7 @@ impl Batches {
     /// With the protocol of each route that flanneld gives it.
     pub(crate) fn new(peers: &[Peer]) -> Self {
         // The network is a /8.
-        Self::with(peers, |base| 199 + base.octets()[1] % 32)
+        Self::with(peers, |base| 199 + base.octets()[1] % 56)
     }
 
     /// With one protocol for all routes, as flannel's have.

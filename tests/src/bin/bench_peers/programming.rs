@@ -54,7 +54,7 @@ pub(crate) fn start() {
 
 /// More peers against many, and the same by hand.
 pub(crate) fn growth() {
-    const ROUNDS: usize = 3;
+    const ROUNDS: usize = 9;
     let underlay = Underlay::create();
     let sizes = [MANY, VERY_MANY];
     let crowds = sizes.map(Peer::several);
