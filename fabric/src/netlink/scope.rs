@@ -68,7 +68,8 @@ pub enum Routes {
     None,
     /// Those that leave by the links of the scope.
     OnLinks,
-    /// Those, and whatever carries our mark ([`route_protocol`]) and leads to a next hop on any link: what leads to a pod of this node is the plugin's.
+    /// Those, and whatever carries our mark ([`route_protocol`]) and leads to a next hop on any link:
+    /// what leads to a pod of this node is the plugin's.
     OnLinksAndMarked,
 }
 

@@ -146,16 +146,19 @@ impl Vxlan {
         public_ip: IpAddr,
         taken: &mut BTreeMap<MacAddr, IpNetwork>,
     ) -> Result<Path, Reason> {
-        let protocol = self.protocol_to(peer.subnet);
+        let direct = || {
+            let protocol = self.protocol_to(peer.subnet);
+            plain_route(&self.underlay, public_ip, protocol).map(Path::Direct)
+        };
         // One that changes to host-gw takes nothing else any more; one that changes to vxlan has
         // published its device.
         if peer.backend_type == "host-gw" {
-            return plain_route(&self.underlay, public_ip, protocol).map(Path::Direct);
+            return direct();
         }
         let mac = self.mac_of(peer, taken)?;
         taken.insert(mac, peer.subnet);
         if self.direct_routing && self.underlay.on_link.reaches(public_ip) {
-            return plain_route(&self.underlay, public_ip, protocol).map(Path::Direct);
+            return direct();
         }
         Ok(Path::Tunnel(mac))
     }
