@@ -28,6 +28,18 @@ const PATTERN_LEN: usize = 1 << 20;
 /// Tells the replies to one ping from those to another.
 static IDENTIFIER: AtomicU16 = AtomicU16::new(1);
 
+/// Waits until there is a reply to a [`ping`].
+///
+/// # Panics
+/// After [`wait::PATIENCE`].
+#[track_caller]
+pub fn wait_until_reached(from: &Namespace, to: impl Into<IpAddr>) {
+    let to = to.into();
+    wait::until(&format!("{} reaches {to}", from.name()), || {
+        ping(from, to).map_err(|error| error.to_string())
+    });
+}
+
 /// Sends one echo request (RFC 792, RFC 4443) and returns the time until the reply: `ping -c 1`.
 ///
 /// # Errors

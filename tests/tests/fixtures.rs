@@ -10,7 +10,7 @@ use flannel_tests::namespace::Namespace;
 use flannel_tests::node::Node;
 use flannel_tests::program;
 use flannel_tests::sandbox::{is_inside, sandboxed};
-use flannel_tests::traffic::{Flow, ping, source_seen_by, tcp_stream};
+use flannel_tests::traffic::{Flow, ping, source_seen_by, tcp_stream, wait_until_reached};
 use flannel_tests::underlay::Underlay;
 use flannel_tests::wait;
 
@@ -52,9 +52,7 @@ fn hosts_on_the_underlay_reach_each_other_until_disconnected() {
         two.ip("link set eth0 down");
         underlay.reconnect(&two);
         two.ip("link set eth0 up");
-        wait::until("they reach each other again", || {
-            ping(&one, address).map_err(|error| error.to_string())
-        });
+        wait_until_reached(&one, address);
     });
 }
 

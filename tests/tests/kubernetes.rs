@@ -14,7 +14,7 @@ use flannel_tests::kube_api::{KubeApi, PREFIX, real, tokens};
 use flannel_tests::node::Node;
 use flannel_tests::pod::Pod;
 use flannel_tests::sandbox::{sandboxed, sandboxed_as_root};
-use flannel_tests::traffic::ping;
+use flannel_tests::traffic::{ping, wait_until_reached};
 use flannel_tests::underlay::{GATEWAY, Underlay};
 use flannel_tests::{program, wait, yaml};
 use nix::mount::{MsFlags, mount};
@@ -60,9 +60,7 @@ fn a_node_becomes_ready_and_its_pod_is_reached_and_leaves_no_trace() {
         answers("the pod answers its node", format!("{address}:80"));
         answers("a port of the node leads to it", format!("{}:{PORT}", Underlay::address(1)));
         let peer = Pod::attach(&other, "peer");
-        wait::until("a pod of the other node reaches it", || {
-            ping(peer.namespace(), address).map(drop).map_err(|error| error.to_string())
-        });
+        wait_until_reached(peer.namespace(), address);
 
         api.administer("DELETE", &format!("{PODS}/web?gracePeriodSeconds=0"), None);
         wait::until("nothing is left of it", || {

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use flannel_tests::cluster::{Cluster, ETCD_PREFIX, STOCK_NETWORK, Store};
 use flannel_tests::pod::{self, Pod};
 use flannel_tests::sandbox::sandboxed;
-use flannel_tests::traffic::ping;
+use flannel_tests::traffic::{ping, wait_until_reached};
 use flannel_tests::wait;
 
 /// Room for three subnets of four addresses.
@@ -56,9 +56,7 @@ fn own_lease_that_is_deleted_comes_back(store: Store) {
     });
     // The other node may only now hear that the lease was away, and that it is there again.
     for (from, to) in pod::pairs(&pods) {
-        wait::until("the pods reach each other", || {
-            ping(from.namespace(), to.address()).map_err(|error| error.to_string())
-        });
+        wait_until_reached(from.namespace(), to.address());
     }
 }
 
@@ -129,9 +127,7 @@ fn pods_of_a_subnet_that_was_given_away_are_named() {
         // As with the Go plugin, the bridge has the old address until somebody takes it away.
         cluster.node(1).ip("link delete cni0");
         let pod = Pod::attach(cluster.node(1), "later");
-        wait::until("new pods are reached", || {
-            ping(pods[1].namespace(), pod.address()).map_err(|error| error.to_string())
-        });
+        wait_until_reached(pods[1].namespace(), pod.address());
     });
 }
 

@@ -21,7 +21,7 @@ use flannel_tests::node::Node;
 use flannel_tests::plain_tunnel::{PORT, PlainTunnel};
 use flannel_tests::pod::{self, Pod};
 use flannel_tests::sandbox::sandboxed;
-use flannel_tests::traffic::{Flow, ping, tcp_stream};
+use flannel_tests::traffic::{Flow, tcp_stream, wait_until_reached};
 use flannel_tests::wait;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::Signal;
@@ -77,14 +77,10 @@ fn base(node: &Node) -> Ipv4Addr {
 /// Pods that reach each other: nodes have no routes that would tell when they know each other.
 fn pods(cluster: &Cluster, count: u8) -> Vec<Pod> {
     let pods = pod::attach_to_each(cluster.nodes(), count);
-    pod::pairs(&pods).for_each(|(from, to)| wait_for(from, to));
+    for (from, to) in pod::pairs(&pods) {
+        wait_until_reached(from.namespace(), to.address());
+    }
     pods
-}
-
-fn wait_for(from: &Pod, to: &Pod) {
-    wait::until(&format!("{} reaches {}", from.name(), to.name()), || {
-        ping(from.namespace(), to.address()).map_err(|e| e.to_string())
-    });
 }
 
 fn stream(from: &Pod, to: &Pod) {
@@ -199,7 +195,7 @@ fn beside_plain_pod(way: Impairment) -> (Cluster, Pod, Pod, PlainTunnel) {
                 FLANNEL_IPMASQ=true\n";
     fs::write(plain.directory("/run/flannel/subnet.env"), file).expect("the sandbox is writable");
     let (ours, theirs) = (Pod::attach(node, "ours"), Pod::attach(&plain, "theirs"));
-    wait_for(&ours, &theirs);
+    wait_until_reached(ours.namespace(), theirs.address());
     (cluster, ours, theirs, tunnel)
 }
 

@@ -29,7 +29,7 @@ use flannel_tests::node::Node;
 use flannel_tests::plain_tunnel;
 use flannel_tests::pod::Pod;
 use flannel_tests::statistics::{Samples, machine};
-use flannel_tests::traffic::{Flow, stream_for};
+use flannel_tests::traffic::{Flow, stream_for, wait_until_reached};
 use flannel_tests::underlay::Underlay;
 use flannel_tests::{program, sandbox, wait};
 use nix::sys::socket::{setsockopt, sockopt};
@@ -182,10 +182,7 @@ fn pods(name: &str, nodes: &[Node]) -> [Pod; 2] {
         Pod::attach(&nodes[index], &name)
     };
     let pods = [pod(0), pod(1)];
-    wait::until("the pods reach each other", || {
-        flannel_tests::traffic::ping(pods[0].namespace(), pods[1].address())
-            .map_err(|error| error.to_string())
-    });
+    wait_until_reached(pods[0].namespace(), pods[1].address());
     pods
 }
 

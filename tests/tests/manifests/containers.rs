@@ -12,7 +12,7 @@ use flannel_tests::node::Node;
 use flannel_tests::pod::{self, Pod};
 use flannel_tests::podman::Podman;
 use flannel_tests::sandbox::sandboxed_as_root;
-use flannel_tests::traffic::ping;
+use flannel_tests::traffic::wait_until_reached;
 use flannel_tests::{program, wait};
 use serde_json::{Value, json};
 
@@ -45,9 +45,7 @@ fn the_image_serves_flannels_manifest_and_ours() {
             })
             .collect();
         for (from, to) in pod::pairs(&pods) {
-            wait::until(&format!("{} reaches {}", from.name(), to.name()), || {
-                ping(from.namespace(), to.address()).map(|_| ()).map_err(|error| error.to_string())
-            });
+            wait_until_reached(from.namespace(), to.address());
         }
     });
 }

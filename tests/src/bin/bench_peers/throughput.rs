@@ -8,9 +8,9 @@ use flannel_tests::cluster::LeaseStore;
 use flannel_tests::crowd::{self, Peer};
 use flannel_tests::node::Node;
 use flannel_tests::pod::Pod;
-use flannel_tests::traffic::{ping, stream_for};
+use flannel_tests::program;
+use flannel_tests::traffic::{stream_for, wait_until_reached};
 use flannel_tests::underlay::Underlay;
-use flannel_tests::{program, wait};
 
 use crate::agent::Agent;
 use crate::batches::Batches;
@@ -85,9 +85,7 @@ fn copy_rules(from: &Node, to: &Node) {
 
 fn pods(nodes: &[Node], name: &str) -> [Pod; 2] {
     let pods = [0, 1].map(|place| Pod::attach(&nodes[place], &format!("{name}-{place}")));
-    wait::until("the pods reach each other", || {
-        ping(pods[0].namespace(), pods[1].address()).map_err(|error| error.to_string())
-    });
+    wait_until_reached(pods[0].namespace(), pods[1].address());
     pods
 }
 
